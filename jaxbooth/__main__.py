@@ -1,0 +1,5 @@
+"""`python -m jaxbooth`."""
+
+from jaxbooth.cli import main
+
+main()

@@ -1,0 +1,169 @@
+"""The `jaxbooth` command."""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+app.add_typer(config_app, name="config")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/demo.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.steps=100 subjects.0.images=photos/dog")
+]
+
+EXIT_BAD_INPUT = 2
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done; train and write nothing.")
+    ] = False,
+) -> None:
+    """Teach a base model a subject. To resume, run the same command again."""
+    from jaxbooth import distributed
+    from jaxbooth.config import load
+
+    loaded = load(config, overrides or [])
+    distributed.start()
+    from jaxbooth.dry_run import describe
+    from jaxbooth.prepare import prepare
+
+    prepared = prepare(loaded)
+    if dry_run:
+        print(describe(prepared))
+        return
+    from jaxbooth.run import train_run
+
+    train_run(prepared)
+    run = prepared.run
+    print(f"pictures: {run.path / 'contact_sheet.png'}")
+    if loaded.export:
+        print(f"pipeline: {run.pipeline}")
+
+
+@app.command()
+def sample(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, a pipeline folder, a hub id, or pocket.")
+    ],
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    num: Annotated[int, typer.Option(min=1, help="Pictures.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance; 1 = off.")] = 7.5,
+    seed: Annotated[int, typer.Option(help="Picture i is drawn from fold_in(seed, i).")] = 0,
+    negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    sampler: Annotated[str, typer.Option(help="ddim, euler, dpmpp_2m or euler_ancestral.")] = "ddim",
+) -> None:
+    """Draw pictures; none that is there is overwritten."""
+    from jaxbooth.previews import write_images
+    from jaxbooth.run import load_any
+
+    sd = load_any(source)
+    images = sd.generate(
+        [prompt] * num, seed=seed, num_steps=steps, guidance_scale=guidance, negative_prompt=negative, sampler=sampler
+    )
+    first = 1 + max((int(file.stem) for file in out.glob("*.png") if file.stem.isdigit()), default=-1)
+    files = [out / f"{first + index:05d}.png" for index in range(num)]
+    write_images(images, files)
+    print("\n".join(map(str, files)))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or pocket.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
+) -> None:
+    """Write the trained model as a diffusers pipeline folder."""
+    from jaxbooth.run import export_model, load_any
+
+    print(export_model(load_any(run), out))
+
+
+@app.command()
+def prior(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Draw the prior (class) pictures of a configuration; only missing ones are drawn."""
+    from jaxbooth import distributed
+    from jaxbooth.config import load
+
+    loaded = load(config, overrides or [])
+    distributed.start()
+    from jaxbooth.run import draw_prior
+
+    print("\n".join(str(path) for path in draw_prior(loaded)))
+
+
+@config_app.command()
+def show(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print the resolved configuration."""
+    from jaxbooth.config import dump, load
+
+    print(dump(load(config, overrides or [])), end="")
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON schema, for editors."""
+    from jaxbooth.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def main() -> None:
+    """Entry point: input errors print without a traceback, exit code 2; a preempted run exits with 75."""
+    os.umask(0o077)  # photos of people and what is learned of them are the user's own
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("absl", "httpx", "orbax", "jax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    code = _run()
+    sys.stdout.flush()
+    if code and _is_distributed():
+        # A normal exit would wait for the other hosts in JAX's shutdown barrier.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    from jaxbooth.errors import JaxboothError
+    from jaxbooth.training.loop import Preempted
+    from jaxbooth.training.preemption import PREEMPTED
+
+    try:
+        app(standalone_mode=False)
+    except JaxboothError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except Preempted as note:
+        print(note, file=sys.stderr)
+        return PREEMPTED
+    except typer.Abort:
+        return 1
+    except Exception as error:
+        return _other(error)
+    return 0
+
+
+def _other(error: Exception) -> int:
+    if hasattr(error, "format_message"):  # usage errors of the command line
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    traceback.print_exc()
+    return 1
+
+
+def _is_distributed() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()

@@ -1,0 +1,83 @@
+"""The resumable stream of batches: what a step sees is a function of its number alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxbooth.data.examples import Examples
+from jaxbooth.sharding import batch_sharding, put
+from jaxbooth.types import Batch
+
+ORDER_STREAM, DROPOUT_STREAM = 2, 3  # of numpy's seed sequence; noise draws from streams of its own (training/step.py)
+
+
+@lru_cache(maxsize=256)
+def _permutation(seed: int, subject: int, kind: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, ORDER_STREAM, subject, kind, epoch]).permutation(count)
+
+
+def drawn_views(seed: int, subject: int, kind: int, first: int, rows: int, count: int) -> np.ndarray:
+    """Views of draws `first ... first + rows - 1`: every view once per epoch, each epoch in an order of its own."""
+    draws = np.arange(first, first + rows)
+    return np.asarray([_permutation(seed, subject, kind, int(d // count), count)[d % count] for d in draws], np.int64)
+
+
+@dataclass(frozen=True)
+class BatchStream:
+    """Batches as a pure function of the step, so that resuming needs no data state.
+
+    Each step has, for every subject, `batch_size` instance rows and as many prior rows (if there is a prior),
+    interleaved so that every device gets both.
+    """
+
+    instance: Sequence[Examples]  # one for each subject
+    prior: Sequence[Examples] | None
+    batch_size: int
+    prior_weight: float
+    seed: int
+    mesh: Mesh
+    caption_dropout: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Rows per subject and step."""
+        return self.batch_size * (1 if self.prior is None else 2)
+
+    def host_batch(self, step: int) -> Batch:
+        """The batch of one step as host arrays `[s, b, ...]`."""
+        subjects = [self._subject_batch(step, subject) for subject in range(len(self.instance))]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *subjects)
+
+    def device_batch(self, step: int) -> Batch:
+        """The batch of one step on the mesh: subjects over `subject`, rows over `data` and `fsdp`."""
+        return jax.tree.map(lambda leaf: put(leaf, batch_sharding(self.mesh)), self.host_batch(step))
+
+    def _subject_batch(self, step: int, subject: int) -> Batch:
+        size = self.batch_size
+        instance = self._rows(self.instance[subject], step, subject, kind=0)
+        weights = np.full(size, 1.0 / size, np.float32)
+        if self.prior is None:
+            return self._batch(instance, weights, np.zeros(size, bool))
+        prior = self._rows(self.prior[subject], step, subject, kind=1)
+        both = jax.tree.map(lambda a, b: np.stack([a, b], 1).reshape(2 * size, *a.shape[1:]), instance, prior)
+        weights = np.stack([weights, weights * np.float32(self.prior_weight)], 1).reshape(-1)
+        return self._batch(both, weights, np.tile([False, True], size))
+
+    def _batch(self, rows, weights, is_prior) -> Batch:
+        moments, text, time_ids = rows
+        return Batch(moments, text, time_ids, weights, is_prior, np.arange(len(weights), dtype=np.int32))
+
+    def _rows(self, examples: Examples, step: int, subject: int, kind: int):
+        views = drawn_views(self.seed, subject, kind, step * self.batch_size, self.batch_size, len(examples))
+        index = examples.text_index[views]
+        if self.caption_dropout and kind == 0:
+            chance = np.random.default_rng([self.seed, DROPOUT_STREAM, subject, step]).random(len(views))
+            empty = len(jax.tree.leaves(examples.text)[0]) - 1
+            index = np.where(chance < self.caption_dropout, empty, index)
+        text = jax.tree.map(lambda array: array[index], examples.text)
+        time_ids = None if examples.time_ids is None else examples.time_ids[views]
+        return np.asarray(examples.moments[views], np.float32), text, time_ids

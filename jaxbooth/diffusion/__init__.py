@@ -1,0 +1,1 @@
+"""Noise, losses and samplers: pure functions that know nothing of networks or configuration."""

@@ -1,0 +1,132 @@
+"""The denoising loss, one number per row.
+
+Every random draw of a row comes from that row's own key, so a row's loss is the same in any batch, in any order and on
+any number of devices. Whoever calls decides how rows are weighted and summed.
+"""
+
+import enum
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jaxbooth.diffusion.schedule import NoiseSchedule, add_noise, snr, velocity
+from jaxbooth.errors import ConfigError, list_problems
+from jaxbooth.types import Predict
+
+
+class Stream(enum.IntEnum):
+    """What a row's key is folded with, so that no two draws share random bits."""
+
+    POSTERIOR = 0
+    NOISE = 1
+    TIMESTEP = 2
+    OFFSET = 3
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What is minimised.
+
+    Attributes:
+        schedule: noise levels and prediction type of the checkpoint.
+        snr_gamma: gamma of min-SNR weighting (Hang et al. 2023, arXiv 2303.09556), 5 in the paper; None for no weighting.
+        noise_offset: size of the noise that is one number per channel and image, which lets a model learn brightness.
+        scaling_factor: the VAE's; latents are multiplied by it.
+    """
+
+    schedule: NoiseSchedule
+    snr_gamma: float | None = field(default=None, metadata={"static": True})
+    noise_offset: float = field(default=0.0, metadata={"static": True})
+    scaling_factor: float = field(default=0.18215, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.snr_gamma is not None and not self.snr_gamma > 0:
+            problems.append(f"snr_gamma: {self.snr_gamma!r} should be above 0, or null for no weighting")
+        if not self.noise_offset >= 0:
+            problems.append(f"noise_offset: {self.noise_offset!r} should be 0 or more")
+        if not self.scaling_factor > 0:
+            problems.append(f"scaling_factor: {self.scaling_factor!r} should be above 0")
+        if problems:
+            raise ConfigError(list_problems("The training objective is not valid:", problems))
+
+
+class Draw(NamedTuple):
+    """One noisy sample of each row."""
+
+    latents: Float[Array, "b h w c"]
+    noise: Float[Array, "b h w c"]
+    timesteps: Int[Array, " b"]
+    noisy_latents: Float[Array, "b h w c"]
+
+
+def sample_posterior(moments: Float[Array, "*b h w c2"], noise: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+    """Latents from the VAE's Gaussian, unscaled; the log-variance is clipped as in diffusers, to [-30, 20]."""
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
+    return mean + jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0)) * noise
+
+
+def draw(objective: Objective, moments: Float[Array, "b h w c2"], keys: Key[Array, " b"]) -> Draw:
+    """Draws latents, noise and a timestep for each row from its key, and mixes them."""
+    schedule = objective.schedule
+
+    def draw_row(moments: Array, key: Array) -> tuple[Array, Array, Array]:
+        key_of = {stream: jax.random.fold_in(key, stream) for stream in Stream}
+        height, width, channels = *moments.shape[:2], moments.shape[2] // 2
+        latents = sample_posterior(moments, jax.random.normal(key_of[Stream.POSTERIOR], (height, width, channels)))
+        noise = jax.random.normal(key_of[Stream.NOISE], (height, width, channels))
+        if objective.noise_offset:
+            offset = jax.random.normal(key_of[Stream.OFFSET], (1, 1, channels))
+            noise = noise + objective.noise_offset * offset
+        timestep = jax.random.randint(key_of[Stream.TIMESTEP], (), 0, schedule.num_train_timesteps)
+        return latents * objective.scaling_factor, noise, timestep
+
+    latents, noise, timesteps = jax.vmap(draw_row)(moments.astype(jnp.float32), keys)
+    return Draw(latents, noise, timesteps, add_noise(schedule, latents, noise, timesteps))
+
+
+def target(
+    schedule: NoiseSchedule,
+    latents: Float[Array, "b h w c"],
+    noise: Float[Array, "b h w c"],
+    timesteps: Int[Array, " b"],
+) -> Float[Array, "b h w c"]:
+    """What the network should have said, by the checkpoint's prediction type."""
+    if schedule.prediction_type == "v_prediction":
+        return velocity(schedule, latents, noise, timesteps)
+    return noise
+
+
+def min_snr_weights(schedule: NoiseSchedule, timesteps: Int[Array, " b"], gamma: float) -> Float[Array, " b"]:
+    """Min-SNR-gamma loss weights, Section 3.4 of Hang et al. 2023.
+
+    The paper weights the error of the clean latents by min(SNR, gamma). That error is the noise's divided by SNR, and
+    the velocity's divided by SNR + 1. A v-prediction row at zero terminal SNR weighs 0.
+    """
+    ratio = snr(schedule, timesteps)
+    per_prediction = ratio + 1 if schedule.prediction_type == "v_prediction" else ratio
+    return jnp.minimum(ratio, gamma) / per_prediction
+
+
+def row_losses(
+    objective: Objective, predict: Predict, moments: Float[Array, "b h w c2"], keys: Key[Array, " b"]
+) -> Float[Array, " b"]:
+    """Mean squared error of each row's prediction, in float32, times its min-SNR weight.
+
+    Args:
+        objective: what is minimised.
+        predict: the network, with its prompts bound; called once with all rows.
+        moments: mean and log-variance that the VAE gave, the log-variance not clipped.
+        keys: one key per row, from the seed, the step and the row's number.
+    """
+    schedule = objective.schedule
+    latents, noise, timesteps, noisy_latents = draw(objective, moments, keys)
+    model_pred = predict(noisy_latents, timesteps).astype(jnp.float32)
+    losses = jnp.mean(jnp.square(target(schedule, latents, noise, timesteps) - model_pred), axis=(1, 2, 3))
+    if objective.snr_gamma is None:
+        return losses
+    return losses * min_snr_weights(schedule, timesteps, objective.snr_gamma)

@@ -1,0 +1,94 @@
+"""`train --dry-run`: what a run would do, told before anything is computed or written."""
+
+import math
+
+from jaxbooth.config import dump
+from jaxbooth.pipeline import tokenize, tokenizers
+from jaxbooth.prepare import Prepared, parameter_table
+from jaxbooth.sharding import adapter_sharding
+
+SHOWN = 12  # captions and views listed in full; data sets have thousands
+
+
+def describe(prepared: Prepared) -> str:
+    """Captions with token ids, views, mesh, parameters, bytes per device, and the files to be written."""
+    parts = [
+        ("Configuration", dump(prepared.config).splitlines()),
+        ("Captions", _captions(prepared)),
+        ("Views", _views(prepared)),
+        ("Mesh", _mesh(prepared)),
+        ("Parameters", _parameters(prepared)),
+        ("Files", _files(prepared)),
+    ]
+    return "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) + "\n" for title, lines in parts)
+
+
+def _captions(prepared: Prepared) -> list[str]:
+    captions = list(dict.fromkeys(image.caption for images in prepared.instance_images() for image in images))
+    if prepared.uses_prior:
+        captions += [prepared.prior_prompt(subject) for subject in prepared.subjects]
+    notes = [f"note: {note}" for subject in prepared.subjects for note in subject.notes]
+    shown = captions[:SHOWN]
+    ids = tokenize(prepared.family, shown)
+    end = tokenizers(prepared.family.folder, 1)[0].eos_token_id
+    lines = []
+    for caption, row in zip(shown, ids[:, 0].tolist(), strict=True):
+        length = row.index(end) + 1 if end in row else len(row)
+        cut = "" if length < len(row) else "  (fills the encoder: what comes after is cut off)"
+        lines.append(f'"{caption}"  {" ".join(map(str, row[:length]))}{cut}')
+    return lines + ([f"and {len(captions) - SHOWN} more"] if len(captions) > SHOWN else []) + notes
+
+
+def _views(prepared: Prepared) -> list[str]:
+    data = prepared.config.data
+    per_image = data.views_per_image
+    lines = [
+        f"{name}: {len(images)} pictures x {per_image} = {len(images) * per_image} views of "
+        f"{prepared.resolution}x{prepared.resolution}"
+        for name, images in zip(prepared.names, prepared.instance_images(), strict=True)
+    ]
+    if prepared.uses_prior:
+        lines.append(
+            f"prior: {prepared.config.prior.num_images} pictures for each class, weight {prepared.config.prior.loss_weight}"
+        )
+    return lines
+
+
+def _mesh(prepared: Prepared) -> list[str]:
+    train, shape = prepared.config.train, dict(prepared.mesh.shape)
+    devices = prepared.mesh.devices.flat
+    return [
+        f"{' x '.join(f'{axis} {size}' for axis, size in shape.items())} on {len(prepared.mesh.devices.flat)} "
+        f"{devices[0].device_kind} devices, {len({d.process_index for d in devices})} processes",
+        f"{prepared.rows} rows a subject and step ({train.batch_size} instance"
+        + (f" + {train.batch_size} prior" if prepared.uses_prior else "")
+        + f"), in {train.gradient_accumulation_steps} parts, {train.steps} steps",
+    ]
+
+
+def _parameters(prepared: Prepared) -> list[str]:
+    shapes, frozen_inside, outside = parameter_table(prepared)
+    subjects = len(prepared.names)
+    trained = sum(math.prod(shape) for shape in shapes.values())
+    local = 0
+    for shape in shapes.values():
+        full = (subjects, *shape)
+        local += math.prod(adapter_sharding(full, prepared.mesh).shard_shape(full))
+    copies = 4 + (prepared.config.train.ema_decay is not None)  # weights, two moments, gradients, and the average
+    bytes_frozen = frozen_inside * (2 if prepared.config.base.dtype == "bfloat16" else 4)
+    largest = sorted(shapes.items(), key=lambda item: -math.prod(item[1]))[:5]
+    return [
+        f"trainable {trained:,} a subject, frozen {frozen_inside:,} in the step, {outside:,} outside it "
+        "(VAE and cached text)",
+        *(f"  {name} {list(shape)}" for name, shape in largest),
+        f"bytes per device: {(4 * copies * local + bytes_frozen) / 2**20:,.1f} MiB of state "
+        f"({copies} x {4 * local / 2**20:,.1f} MiB trained in float32, {bytes_frozen / 2**20:,.1f} MiB frozen), "
+        "activations come on top",
+    ]
+
+
+def _files(prepared: Prepared) -> list[str]:
+    run = prepared.run
+    files = [run.config_file, run.record_file, run.path / "metrics.jsonl", run.checkpoints / "<step>/"]
+    files += [run.samples / "before/", run.samples / "after/", run.path / "contact_sheet.png"]
+    return [str(file) for file in files + ([run.pipeline / ""] if prepared.config.export else [])]

@@ -1,0 +1,70 @@
+"""Fidelity, drift and diversity of pictures, by the cosine of EfficientNet-Lite0's pooled features.
+
+Measured with it on the 20 DreamBooth subjects at 512 px: two photos of one subject {SAME}, of two subjects of one
+class {CLASS}.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+
+from jaxbooth.evaluation import efficientnet, scores
+
+BATCH_SIZE = 16  # one compiled shape, whatever the number of pictures
+
+Picture = UInt8[np.ndarray, "h w 3"]
+Pictures = UInt8[np.ndarray, "b h w 3"]
+
+_forward = jax.jit(efficientnet.forward)
+
+
+def features(images: Pictures) -> Float[np.ndarray, "b 1280"]:
+    """L2-normalised features of RGB pictures; other sizes than 224 px are resized, bicubic.
+
+    Raises:
+        DataError: The extra `[eval]` is not installed.
+    """
+    weights = efficientnet.load_weights()
+    pixels = (np.stack([_resized(image, efficientnet.IMAGE_SIZE) for image in images]) - 127.0) / 128.0
+    rows = []
+    for start in range(0, len(pixels), BATCH_SIZE):
+        chunk = pixels[start : start + BATCH_SIZE].astype(np.float32)
+        padded = np.pad(chunk, [(0, BATCH_SIZE - len(chunk)), (0, 0), (0, 0), (0, 0)])
+        rows.append(np.asarray(_forward(weights, jnp.asarray(padded)))[: len(chunk)])
+    pooled = np.concatenate(rows)
+    return pooled / np.linalg.norm(pooled, axis=-1, keepdims=True)
+
+
+def subject_fidelity(generated: Pictures, references: Sequence[Picture]) -> float:
+    """Mean cosine between generated pictures and the subject's photos.
+
+    The photos are first cut to the generator's square size: a sharp photo is unlike every small picture for its
+    sharpness alone.
+    """
+    cut = np.stack([centre_square(photo, generated.shape[1]) for photo in references])
+    return scores.subject_fidelity(features(generated), features(cut))
+
+
+def class_drift(before: Pictures, after: Pictures) -> float:
+    """How far "a {class}" pictures moved from the base model's: pairs by the same prompt and noise; 0 is unmoved."""
+    return scores.class_drift(features(before), features(after))
+
+
+def diversity(images: Pictures) -> float:
+    """How varied pictures of one prompt are; 0 is all the same."""
+    return scores.diversity(features(images))
+
+
+def centre_square(image: Picture, size: int) -> Picture:
+    """The central square of a picture, resized to `size` px with antialiasing."""
+    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS))
+
+
+def _resized(image: Picture, size: int) -> np.ndarray:
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))

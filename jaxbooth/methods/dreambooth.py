@@ -1,0 +1,36 @@
+"""DreamBooth (Ruiz et al. 2023, arXiv 2208.12242): the UNet itself learns the subject, and the prior keeps the class."""
+
+from typing import Literal
+
+from flax import nnx
+from pydantic import Field
+
+from jaxbooth.methods.base import Method, VariablePath
+from jaxbooth.pipeline import StableDiffusion
+
+
+class FullWeights(Method, frozen=True):
+    """Trains the UNet's own weights, and the text encoders' if asked: nothing to attach, nothing to merge."""
+
+    train_text_encoder: bool = Field(False, description="Train the text encoder together with the UNet.")
+
+    def attach(self, sd: StableDiffusion, *, rngs: nnx.Rngs) -> None:
+        """The plain model is what trains."""
+
+    def is_trainable(self, path: VariablePath, variable: nnx.Variable) -> bool:
+        """The UNet, and the text encoders when they train."""
+        return path[0] == "unet" or (path[0] == "text_encoders" and self.train_text_encoder)
+
+    def merge(self, sd: StableDiffusion) -> None:
+        """The trained model is plain already."""
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """As configured."""
+        return self.train_text_encoder
+
+
+class DreamBooth(FullWeights, frozen=True):
+    """One subject from 3-5 photos; `prior.loss_weight` is the paper's lambda, 0 = plain fine-tuning."""
+
+    type: Literal["dreambooth"] = "dreambooth"

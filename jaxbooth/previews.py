@@ -1,0 +1,60 @@
+"""Pictures of a run: the configured prompts before and after training, and the contact sheet made of them."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxbooth.pipeline import StableDiffusion
+from jaxbooth.prepare import Prepared
+from jaxbooth.report.contact_sheet import Row, contact_sheet
+
+PHOTOS_SHOWN = 8
+
+
+def draw_samples(prepared: Prepared, sd: StableDiffusion, folder: Path) -> list[Path]:
+    """Draws every prompt into numbered PNGs, with the same seed before and after; existing pictures are kept."""
+    prompts = [*prepared.prompts, *prepared.class_prompts]
+    files = [folder / f"{index:02d}.png" for index in range(len(prompts))]
+    if not prompts or all(file.is_file() for file in files):
+        return files
+    sample = prepared.config.sample
+    images = sd.generate(
+        prompts,
+        seed=sample.seed,
+        num_steps=sample.num_steps,
+        guidance_scale=sample.guidance_scale,
+        sampler=sample.sampler,
+        negative_prompt=sample.negative_prompt,
+        height=prepared.resolution,
+        width=prepared.resolution,
+        batch_size=sample.batch_size,
+        mesh=prepared.mesh,
+    )
+    if jax.process_index() == 0:
+        write_images(images, files)
+    return files
+
+
+def write_images(images: np.ndarray, files: list[Path]) -> None:
+    """Writes pictures in [0, 1] as 8-bit PNG."""
+    for image, file in zip(images, files, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(np.round(image * 255))).save(file)
+
+
+def draw_contact_sheet(prepared: Prepared) -> Path:
+    """RUN/contact_sheet.png: photos, subject prompts before and after, class prompts before and after."""
+    samples, count = prepared.run.samples, len(prepared.prompts)
+    captions = [*prepared.prompts, *prepared.class_prompts]
+    rows = []
+    if prepared.subjects:
+        photos = prepared.subjects[0].images[:PHOTOS_SHOWN]
+        rows.append(Row("photos", [photo.load() for photo in photos], [photo.caption for photo in photos]))
+    for title, part in (("subject", slice(0, count)), ("class only", slice(count, None))):
+        for when in ("before", "after"):
+            numbers = range(len(captions))[part]
+            images = [Image.open(samples / when / f"{index:02d}.png") for index in numbers]
+            rows.append(Row(f"{title}, {when} training", images, captions[part]))
+    return contact_sheet(rows, prepared.run.path / "contact_sheet.png")

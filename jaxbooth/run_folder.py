@@ -1,0 +1,134 @@
+"""A run's folder: which configuration it belongs to, and where everything in it lies."""
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxbooth.config import Config, dump, validate
+from jaxbooth.errors import ConfigError, list_problems
+from jaxbooth.strict_yaml import read_yaml
+
+# What may differ when a run goes on: where it runs, how it saves and logs, what it draws of itself.
+FREE = ("mesh", "checkpoint", "sample", "export", "run_dir", "train.log_every_steps", "prior.batch_size")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below RUN."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def record_file(self) -> Path:
+        """What the run stands on: base digest and commit, versions."""
+        return self.path / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder for each saved step."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Pictures before and after training."""
+        return self.path / "samples"
+
+    @property
+    def pipeline(self) -> Path:
+        """The exported diffusers folder."""
+        return self.path / "pipeline"
+
+    def config(self) -> Config:
+        """The configuration that the run was started with.
+
+        Raises:
+            ConfigError: the folder is no run.
+        """
+        if not self.config_file.is_file():
+            raise ConfigError(f"{self.path} is no run folder: it has no config.yaml")
+        return validate(read_yaml(self.config_file), str(self.config_file))
+
+    def check(self, config: Config) -> None:
+        """Nothing is overwritten: a folder with content must belong to this configuration.
+
+        Raises:
+            ConfigError: it belongs to another, or to something else; names every difference.
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if not self.config_file.is_file():
+            raise ConfigError(f"{self.path} is not empty and is no run folder: choose another run_dir")
+        differences = _differences(self.config(), config)
+        if differences:
+            raise ConfigError(
+                list_problems(f"{self.path} belongs to another configuration (there -> here):", differences,
+                              "Choose another run_dir=..., or remove that folder to start anew.")
+            )  # fmt: skip
+
+    def claim(self, config: Config, record: dict[str, Any]) -> None:
+        """Writes config.yaml and run.json before anything else; on a run that goes on, only a longer plan is noted."""
+        if jax.process_index() != 0:
+            return
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.config_file.write_text(dump(config))
+        if not self.record_file.exists():
+            self.record_file.write_text(json.dumps(record, indent=1) + "\n")
+
+    def check_writable(self) -> None:
+        """Raises ConfigError unless files can be made where the run is to be written."""
+        parent = next(folder for folder in (self.path, *self.path.resolve().parents) if folder.exists())
+        probe = parent / f".jaxbooth-probe-{os.getpid()}"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"run_dir {self.path}: {parent} cannot be written ({error.strerror})") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's result depends on."""
+    found = {}
+    for package in ("jaxbooth", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _differences(there: Config, here: Config) -> list[str]:
+    old, new = (_flat(config.model_dump(mode="json")) for config in (there, here))
+    problems = []
+    for key in sorted(old.keys() | new.keys()):
+        if any(key == free or key.startswith(free + ".") for free in FREE) or old.get(key) == new.get(key):
+            continue
+        if key == "train.steps" and here.train.steps > there.train.steps:
+            if here.optimizer.lr_scheduler == "constant":
+                continue  # a longer run of the same plan
+            problems.append(
+                f"train.steps: {old[key]} -> {new[key]} would change the {here.optimizer.lr_scheduler} schedule already walked"
+            )
+            continue
+        problems.append(f"{key}: {old.get(key)} -> {new.get(key)}")
+    return problems
+
+
+def _flat(values: Any, name: str = "") -> dict[str, Any]:
+    """Nested dicts and lists as `{"subjects.0.name": ...}`."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
+    if items is None:
+        return {name: values}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= _flat(value, f"{name}.{key}" if name else str(key))
+    return flat

@@ -1,0 +1,65 @@
+"""YAML without its traps: no duplicate keys, aliases or tags, and `1e-4` is a number."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxbooth.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+
+
+class StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses what makes a file mean something else than it seems to."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f'"{key}" stands twice', problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 asks for a dot in a float: `1e-4` would be a string.
+StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: not YAML, not a mapping, too large, or one of the refused constructs; names file and line.
+    """
+    if file.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{file} is larger than {MAX_BYTES} bytes: that is no configuration")
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{file}{line}: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: a mapping (key: value) is needed, found {type(values).__name__}")
+    return values
+
+
+def parse_value(text: str) -> Any:
+    """One value of the command line, read as in a file."""
+    try:
+        return yaml.load(text, Loader=StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f'"{text}" cannot be read as a value: {getattr(error, "problem", error)}') from None

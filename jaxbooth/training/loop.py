@@ -1,0 +1,112 @@
+"""The only loop. Its order is stated beside each call."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxbooth.errors import JaxboothError, list_problems
+from jaxbooth.training.checkpoint import CheckpointStore
+from jaxbooth.training.metrics import MetricsWriter, ProgressLine
+from jaxbooth.training.preemption import Preemption
+from jaxbooth.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved; running the same command again goes on."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """When the loop does what, in steps."""
+
+    steps: int
+    log_every_steps: int
+    save_every_steps: int
+
+
+def train(
+    config: LoopConfig,
+    state: TrainState,
+    train_step: Callable,
+    batch_at: Callable,
+    store: CheckpointStore,
+    run_dir: Path,
+    subject_names: list[str],
+    learning_rate: Callable,
+) -> TrainState:
+    """Takes the remaining steps, logging and saving on the way.
+
+    Raises:
+        Preempted: SIGTERM or Ctrl-C arrived; the state is saved.
+        JaxboothError: a loss is not finite; names step and subject. The checkpoint before it stays.
+    """
+    lead, start = jax.process_index() == 0, int(state.step)
+    metrics_file, progress = MetricsWriter(run_dir, enabled=lead), ProgressLine(start, config.steps, enabled=lead)
+    metrics_file.rewind(start)
+    began, since = time.monotonic(), start
+    try:
+        with Preemption() as preemption:
+            # The first batch is made before, every later one while the device works on the step before it.
+            batch = batch_at(start) if start < config.steps else None
+            for step in range(start + 1, config.steps + 1):
+                state, metrics = train_step(state, batch)
+                batch = batch_at(step) if step < config.steps else None
+                due = step % config.log_every_steps == 0 or step == config.steps or step == start + 1
+                loss = None
+                if due:  # the only point where the host waits for the device
+                    values = readable(metrics, subject_names, step)
+                    elapsed = time.monotonic() - began
+                    values |= {"lr": float(learning_rate(step - 1)), "time/step_s": elapsed / (step - since)}
+                    metrics_file.write(step, values)
+                    loss, began, since = values["loss/total"], time.monotonic(), step
+                stop = preemption.reached(step)
+                if stop or step % config.save_every_steps == 0 or step == config.steps:
+                    store.save(step, state)
+                # After saving, so that a bar that shows a step has it safe or on its way.
+                progress.update(step, loss)
+                if stop and step < config.steps:
+                    store.close()
+                    raise Preempted(f"stopped at step {step}; it is saved. Run the same command again to go on.")
+    finally:
+        progress.close()
+        metrics_file.close()
+    return state
+
+
+def readable(metrics: dict, subject_names: list[str], step: int) -> dict[str, float]:
+    """Per-subject arrays as means over subjects, and each subject's own loss when there are several.
+
+    Raises:
+        JaxboothError: a value is not finite.
+    """
+    host = {
+        name: np.asarray(value.addressable_data(0) if hasattr(value, "addressable_data") else value)
+        for name, value in metrics.items()
+    }
+    bad = [
+        f"{subject}: {name} is {value[index]}"
+        for name, value in host.items()
+        for index, subject in enumerate(subject_names[: len(value)])
+        if not math.isfinite(value[index])
+    ]
+    if bad:
+        advice = "Lower optimizer.learning_rate; the last checkpoint before this step is kept."
+        raise JaxboothError(list_problems(f"training broke down at step {step}:", bad, advice))
+    rows = host.pop("loss/prior_rows")
+    host["loss/prior"] = host.pop("loss/prior_sum") / np.maximum(rows, 1)
+    if not rows.any():
+        host.pop("loss/prior")
+    values = {name: float(value.mean()) for name, value in host.items()}
+    if len(subject_names) > 1:
+        values |= {
+            f"subject/{name}/loss": float(value) for name, value in zip(subject_names, host["loss/total"], strict=False)
+        }
+    return values

@@ -1,0 +1,132 @@
+"""What changes during training, and how a model is split into it and the frozen rest."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int
+
+from jaxbooth.errors import MethodError
+from jaxbooth.methods.base import Method
+from jaxbooth.pipeline import StableDiffusion
+from jaxbooth.sharding import adapter_sharding, log_replicated, replicated
+
+Flat = dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint holds. Every leaf of `adapter`, `opt_state` and `ema` starts with the subject axis.
+
+    There is no random state: keys are functions of (seed, stream, step, subject, row).
+    """
+
+    step: Int[Array, ""]  # optimiser steps taken
+    adapter: Flat  # {"unet.mid_block.resnets.0.conv1.kernel": [s, h, w, in, out]}, fp32
+    opt_state: optax.OptState
+    ema: Flat | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The frozen side of a model: its structure and the arrays that never change."""
+
+    graphdef: nnx.GraphDef
+    base: Flat
+
+    def merge(self, adapter: Flat, base: Flat | None = None) -> StableDiffusion:
+        """The model with one subject's adapter (no subject axis)."""
+        return nnx.merge(self.graphdef, unflatten({**(self.base if base is None else base), **adapter}))
+
+
+def flatten(state: nnx.State) -> Flat:
+    """`{"unet": {"conv_in": {"bias": x}}}` -> `{"unet.conv_in.bias": x}`, the inverse of `unflatten`."""
+    return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+
+
+def unflatten(flat: Flat) -> dict:
+    """`{"unet.conv_in.bias": x}` -> `{"unet": {"conv_in": {"bias": x}}}`; list positions are integers."""
+    nested: dict = {}
+    for name, value in flat.items():
+        *parents, leaf = [int(part) if part.isdigit() else part for part in name.split(".")]
+        node = nested
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return nested
+
+
+def trainable_tree(method: Method, sd: StableDiffusion) -> StableDiffusion:
+    """The part of a model that the step needs: no VAE (its moments are cached), no text encoder whose states are."""
+    return StableDiffusion(sd.unet, None, list(sd.text_encoders) if method.trains_text_encoder else [], sd.family)
+
+
+def split_attached(method: Method, sd: StableDiffusion, key) -> tuple[nnx.GraphDef, Flat, Flat]:
+    """Attaches the method and returns structure, adapter and base."""
+    method.attach(sd, rngs=nnx.Rngs(params=key))
+    graphdef, adapter, base = nnx.split(sd, method.is_trainable, ...)
+    return graphdef, flatten(adapter), flatten(base)
+
+
+def init_state(
+    method: Method, sd: StableDiffusion, subjects: int, tx: optax.GradientTransformation, seed: int, mesh: Mesh,
+    ema: bool = False,
+) -> tuple[Split, TrainState]:  # fmt: skip
+    """Attaches the method for each subject and makes its optimiser state, laid out on the mesh.
+
+    The arrays of `sd` that train are donated: for a full fine-tune the model exists once, not twice.
+
+    Raises:
+        MethodError: nothing is trainable.
+    """
+    graphdef0, state0 = nnx.split(trainable_tree(method, sd))
+    plain = flatten(state0)
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(subjects))
+
+    def attached(plain, key):
+        return split_attached(method, nnx.merge(graphdef0, unflatten(plain)), key)
+
+    # Once for real, for the structure and the frozen arrays (no copies); below once more for each subject.
+    graphdef, adapter, base = attached(plain, keys[0])
+    if not adapter:
+        raise MethodError(f"{type(method).__name__} found nothing to train in {sd.family.name}")
+    given = {name: plain[name] for name in adapter if name in plain}  # trained in place: donated
+    kept = {name: value for name, value in plain.items() if name not in given}
+
+    def make(given, kept, keys):
+        adapter = jax.vmap(lambda key: attached({**given, **kept}, key)[1])(keys)
+        adapter = {name: value.astype(jnp.float32) for name, value in adapter.items()}
+        # A copy, or the compiler would give both the same buffer and donation would fail.
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            adapter=adapter,
+            opt_state=jax.vmap(tx.init)(adapter),
+            ema=jax.tree.map(jnp.copy, adapter) if ema else None,
+        )
+
+    abstract = jax.eval_shape(make, given, kept, keys)
+    shardings = state_shardings(abstract, mesh)
+    log_replicated({name: leaf.shape[1:] for name, leaf in abstract.adapter.items()}, mesh)
+    state = jax.jit(make, donate_argnums=0, out_shardings=shardings)(given, kept, keys)
+    return Split(graphdef, base), state
+
+
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """The layout of every leaf: subject axis over `subject`, large dimensions over `fsdp`."""
+
+    def sharding(leaf) -> NamedSharding:
+        return adapter_sharding(leaf.shape, mesh) if np.ndim(leaf) else replicated(mesh)
+
+    return jax.tree.map(sharding, state)
+
+
+def subject_adapter(state: TrainState, index: int) -> Flat:
+    """One subject's weights for sampling and export: the EMA where there is one."""
+    source = state.ema if state.ema is not None else state.adapter
+    return {name: value[index] for name, value in source.items()}

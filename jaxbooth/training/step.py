@@ -1,0 +1,107 @@
+"""The training step: written for one subject, mapped over all of them, compiled for the mesh."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxbooth.diffusion.loss import Objective
+from jaxbooth.methods.base import Method
+from jaxbooth.sharding import batch_sharding, parameter_sharding, replicated
+from jaxbooth.training.state import Flat, Split, TrainState, state_shardings
+from jaxbooth.types import Batch, PRNGKey
+
+NOISE_STREAM = 1  # of `row_keys`; data order draws from streams of its own (data/batches.py)
+
+
+def row_keys(seed: int, step, subject, rows) -> PRNGKey:
+    """One key for each row: a function of seed, stream, step, subject and row, on any mesh and number of hosts."""
+    key = jax.random.fold_in(jax.random.key(seed), NOISE_STREAM)
+    key = jax.random.fold_in(jax.random.fold_in(key, step), subject)
+    return jax.vmap(partial(jax.random.fold_in, key))(rows)
+
+
+def make_train_step(
+    method: Method,
+    split: Split,
+    tx: optax.GradientTransformation,
+    objective: Objective,
+    mesh: Mesh,
+    state: TrainState,
+    *,
+    seed: int,
+    accumulation: int = 1,
+    ema_decay: float | None = None,
+):
+    """Builds `(state, base, batch) -> (state, metrics)` for every subject at once; `state` is donated.
+
+    Args:
+        state: Gives shapes and layout only.
+        accumulation: Micro-batches per optimiser step; the rows are split among them, the result is the same.
+        ema_decay: Decay of the averaged weights, warmed up as min(decay, (1 + step) / (10 + step)).
+    """
+
+    def gather(adapter: Flat) -> Flat:
+        # Split parameters are made whole before use, and their gradients are summed back into the split layout.
+        return jax.lax.with_sharding_constraint(adapter, replicated(mesh))
+
+    def gradients(adapter: Flat, base: Flat, batch: Batch, keys):
+        def loss_fn(adapter):
+            return method.loss(split.merge(gather(adapter), gather(base)), batch, objective, keys)
+
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(adapter)
+        layout = {name: parameter_sharding(grad.shape, mesh) for name, grad in grads.items()}
+        return jax.lax.with_sharding_constraint(grads, layout), metrics
+
+    def accumulated(adapter: Flat, base: Flat, batch: Batch, keys):
+        if accumulation == 1:
+            return gradients(adapter, base, batch, keys)
+        # Row weights are those of the whole batch, so sums over micro-batches are exact.
+        micro = jax.tree.map(lambda x: _micro_batches(x, accumulation), (batch, keys))
+        zeros = jax.tree.map(
+            jnp.zeros_like, jax.eval_shape(gradients, adapter, base, *jax.tree.map(lambda x: x[0], micro))
+        )
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradients(adapter, base, *part)), None
+
+        return jax.lax.scan(add, zeros, micro)[0]
+
+    def one_subject(adapter, opt_state, ema, subject, batch, base, step):
+        keys = row_keys(seed, step, subject, batch.rows)
+        grads, metrics = accumulated(adapter, base, batch, keys)
+        updates, opt_state = tx.update(grads, opt_state, adapter)
+        adapter = optax.apply_updates(adapter, updates)
+        if ema is not None:
+            decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
+            ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, adapter)
+        return adapter, opt_state, ema, metrics | {"grad_norm": optax.global_norm(grads)}
+
+    def train_step(state: TrainState, base: Flat, batch: Batch):
+        subjects = batch.weights.shape[0]
+        mapped = (state.adapter, state.opt_state, state.ema, jnp.arange(subjects), batch)
+        if subjects == 1:
+            # vmap would turn every convolution into a grouped one; with one subject there is nothing to map.
+            results = one_subject(*jax.tree.map(lambda x: x[0], mapped), base, state.step)
+            results = jax.tree.map(lambda x: x[None], results)
+        else:
+            over = jax.vmap(one_subject, in_axes=(0, 0, 0, 0, 0, None, None), spmd_axis_name="subject")
+            results = over(*mapped, base, state.step)
+        adapter, opt_state, ema, metrics = results
+        new = TrainState(step=state.step + 1, adapter=adapter, opt_state=opt_state, ema=ema)
+        return new, metrics
+
+    layout = state_shardings(state, mesh)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(layout, None, batch_sharding(mesh)),
+        out_shardings=(layout, replicated(mesh)),
+    )
+
+
+def _micro_batches(rows: jax.Array, count: int) -> jax.Array:
+    """`[b, ...]` -> `[count, b / count, ...]`; the spread axis stays outermost while reshaping, so no row moves."""
+    return jnp.moveaxis(rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]), 1, 0)

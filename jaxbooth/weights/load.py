@@ -1,0 +1,151 @@
+"""A diffusers folder (or hub id, or `pocket`) -> StableDiffusion, strictly."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+
+from jaxbooth import families
+from jaxbooth.errors import ConversionError, list_problems
+from jaxbooth.families import ModelFamily
+from jaxbooth.pipeline import StableDiffusion, build
+from jaxbooth.sharding import parameter_sharding, put
+from jaxbooth.weights.hub import resolve
+from jaxbooth.weights.torch_keys import Entry, canonical_key, entries, key_problems
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+def load_pipeline(
+    path: str | Path,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    *,
+    param_dtype: str | None = None,
+    revision: str | None = None,
+    remat: bool = False,
+) -> StableDiffusion:
+    """Loads Stable Diffusion from a diffusers folder, a hub id or the embedded base `pocket`.
+
+    Args:
+        path: Folder with model_index.json, or `owner/name` on the hub, or `pocket`.
+        dtype: Compute dtype of UNet and text encoders (the VAE always computes in float32).
+        mesh: Where to place the parameters (fsdp rule); default: one device.
+        param_dtype: Dtype in which UNet and text-encoder parameters are kept; default: `dtype`.
+        revision: Commit, tag or branch of a hub id.
+        remat: Recompute UNet blocks in the backward pass instead of keeping their activations.
+
+    Raises:
+        ConversionError: not a Stable Diffusion, weights in pickle files, or keys or shapes that do not fit.
+    """
+    folder = resolve(path, revision)
+    family = families.from_diffusers(folder)
+    return load_weights(family, folder, jnp.dtype(dtype), jnp.dtype(param_dtype or dtype), mesh, remat)
+
+
+def load_weights(
+    family: ModelFamily, folder: Path, dtype: DTypeLike, param_dtype: DTypeLike, mesh: Mesh | None, remat: bool = False
+) -> StableDiffusion:
+    """The weights below `folder` in modules of `family`."""
+    sd = nnx.eval_shape(lambda: build(family, dtype=dtype, param_dtype=param_dtype, remat=remat, rngs=nnx.Rngs(0)))
+    readers = open_components(sd, folder)
+    loaded = {name: _fill(module, readers[name], mesh) for name, module in sd.components()}
+    return StableDiffusion.from_components(family, loaded)
+
+
+def check_weight_files(family: ModelFamily, folder: Path) -> None:
+    """Reads the headers only: raises the ConversionError that `load_pipeline` would raise for keys and shapes."""
+    open_components(
+        nnx.eval_shape(lambda: build(family, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))), folder
+    )
+
+
+def open_components(sd: StableDiffusion, folder: Path) -> dict[str, Callable[[str], np.ndarray]]:
+    """A tensor reader for each component; all problems of all components in one ConversionError."""
+    problems, readers = [], {}
+    for name, module in sd.components():
+        try:
+            readers[name], wrong = open_component(folder / name, entries(module))
+            problems += [f"{name}: {problem}" for problem in wrong]
+        except ConversionError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        heading = f"{len(problems)} weights of {folder} do not fit {sd.family.name}:"
+        advice = "Check that the folder is complete and that its config.json files belong to its weights."
+        raise ConversionError(list_problems(heading, problems, advice))
+    return readers
+
+
+def open_component(folder: Path, wanted: list[Entry]) -> tuple[Callable[[str], np.ndarray], list[str]]:
+    """A function that reads one tensor by its canonical key, and what does not fit `wanted`."""
+    where, shapes = {}, {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="numpy") as handle:
+                for key in handle.keys():
+                    if (name := canonical_key(key)) is not None:
+                        where[name], shapes[name] = (file, key), tuple(handle.get_slice(key).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(f"{file.name} cannot be read ({error}): download it again") from error
+    wanted_keys = {entry.torch_key for entry in wanted}
+    if not any(key.startswith("text_projection") for key in wanted_keys):
+        # A CLIPTextModelWithProjection's file serves a plain CLIPTextModel as well.
+        shapes.pop("text_projection.weight", None)
+
+    def read(key: str) -> np.ndarray:
+        file, stored_key = where[key]
+        with safe_open(file, framework="numpy") as handle:
+            return handle.get_tensor(stored_key)
+
+    return read, key_problems(wanted, shapes)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of one component: single, sharded with an index, or a variant when it is the only one.
+
+    Raises:
+        ConversionError: there are none; says so when only pickle files are there, which are never opened.
+    """
+    if not folder.is_dir():
+        raise ConversionError(f"{folder} is missing")
+    indices = sorted(folder.glob("*.safetensors.index*.json"), key=lambda file: (len(file.name), file.name))
+    if indices:
+        names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+        gone = [name for name in names if not (folder / name).is_file()]
+        if gone:
+            raise ConversionError(f"{indices[0].name} names files that are missing: {', '.join(gone)}")
+        return [folder / name for name in names]
+    files = sorted(folder.glob("*.safetensors"), key=lambda file: (len(file.name), file.name))
+    plain = [file for file in files if file.name in ("diffusion_pytorch_model.safetensors", "model.safetensors")]
+    if plain or files:
+        return [(plain or files)[0]]
+    pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
+    if pickles:
+        raise ConversionError(
+            f"only pickle weights are there ({', '.join(pickles)}); they can run code when opened and are never loaded. "
+            "Convert them: pipe.save_pretrained(folder, safe_serialization=True) in diffusers"
+        )
+    raise ConversionError("no .safetensors file")
+
+
+def _fill(module: nnx.Module, read: Callable[[str], np.ndarray], mesh: Mesh | None) -> nnx.Module:
+    """Replaces the abstract parameters of a module by those in the file, one tensor at a time."""
+    graphdef, _ = nnx.split(module)
+    nested: dict = {}
+    for entry in entries(module):
+        array = np.asarray(entry.layout.from_torch(read(entry.torch_key)), dtype=entry.dtype)
+        sharding = parameter_sharding(entry.shape, mesh) if mesh is not None else None
+        value = jnp.asarray(array) if sharding is None else put(array, sharding)
+        parent = nested
+        for part in entry.path[:-1]:
+            parent = parent.setdefault(part, {})
+        parent[entry.path[-1]] = value
+    jax.block_until_ready(nested)
+    return nnx.merge(graphdef, nested)
