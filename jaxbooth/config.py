@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from jaxbooth.config_errors import explain
@@ -14,7 +13,7 @@ from jaxbooth.data.subjects import SubjectConfig
 from jaxbooth.errors import ConfigError, list_problems
 from jaxbooth.methods import AnyMethod
 from jaxbooth.sharding import MeshConfig
-from jaxbooth.strict_yaml import parse_value, read_yaml
+from jaxbooth.strict_yaml import parse_value, read_yaml, write_yaml
 from jaxbooth.training.optimizer import OptimizerConfig
 
 
@@ -145,7 +144,8 @@ def _problems_between_parts(config: Config) -> list[str]:
     problems += [f"two subjects are named {name}" for name in sorted({name for name in names if names.count(name) > 1})]
     if config.optimizer.lr_warmup_steps >= config.train.steps:
         problems.append(
-            f"optimizer.lr_warmup_steps {config.optimizer.lr_warmup_steps} must be below train.steps {config.train.steps}"
+            f"optimizer.lr_warmup_steps {config.optimizer.lr_warmup_steps} must be below train.steps "
+            f"{config.train.steps}"
         )
     return problems
 
@@ -170,15 +170,16 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 def _child(node: Any, part: str, name: str) -> Any:
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
-            raise ConfigError(f"override {name}: the list has items 0 to {len(node) - 1}, not {part}")
+        if not part.isdecimal() or int(part) >= len(node):
+            raise ConfigError(f"override {name}: the list has {len(node)} items, counted from 0, and no {part}")
         return node[int(part)]
     if isinstance(node, dict):
-        child = node.setdefault(part, {})
-        return node.__setitem__(part, {}) or node[part] if child is None else child
+        if node.get(part) is None:
+            node[part] = {}
+        return node[part]
     raise ConfigError(f"override {name}: there is nothing below {part}")
 
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML that `load` reads back to an equal `Config`."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(config.model_dump(mode="json"))

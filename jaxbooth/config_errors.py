@@ -5,6 +5,16 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+# Pydantic speaks of Python's types; the file knows lists and mappings.
+MAPPING, LIST = "a mapping (key: value)", "a list"
+WANTED = {
+    "tuple_type": LIST,
+    "list_type": LIST,
+    "dict_type": MAPPING,
+    "model_type": MAPPING,
+    "model_attributes_type": MAPPING,
+}
+
 
 def explain(error: ValidationError, model: type[BaseModel], values: dict[str, Any]) -> list[str]:
     """One line for each problem: `optimizer.learning_rat is not a field of ...; did you mean "learning_rate"?`."""
@@ -29,6 +39,8 @@ def _line(problem: dict, model: type[BaseModel], values: dict[str, Any]) -> str:
         )
     if problem["type"] == "union_tag_not_found":
         return f"{name}.type is missing"
+    if problem["type"] in WANTED:
+        return f"{name}: {WANTED[problem['type']]} is needed, found {type(problem['input']).__name__}"
     given = f" (given: {problem['input']!r})" if not isinstance(problem["input"], dict | list) else ""
     return f"{name}: {problem['msg'][0].lower() + problem['msg'][1:]}{given}"
 

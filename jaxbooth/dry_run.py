@@ -49,7 +49,8 @@ def _views(prepared: Prepared) -> list[str]:
     ]
     if prepared.uses_prior:
         lines.append(
-            f"prior: {prepared.config.prior.num_images} pictures for each class, weight {prepared.config.prior.loss_weight}"
+            f"prior: {prepared.config.prior.num_images} pictures for each class, "
+            f"weight {prepared.config.prior.loss_weight}"
         )
     return lines
 

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxbooth.config import Config
@@ -134,7 +133,7 @@ def abstract(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def assemble(config: Config, sd: StableDiffusion, split: Split, state: TrainState, subject: int = 0) -> StableDiffusion:
-    """One subject's trained model, plain and complete: merged UNet, trained or original text encoders, the base's VAE."""
+    """One subject's model, plain and complete: merged UNet, trained or original text encoders, the base's VAE."""
     tree = split.merge(subject_adapter(state, subject))
     config.method.merge(tree)
     encoders = list(tree.text_encoders) or list(sd.text_encoders)
@@ -160,7 +159,7 @@ def load_trained(run: RunFolder) -> StableDiffusion:
     sd = load_base(prepared.config, prepared.base, prepared.mesh)
     split, state = start(prepared, sd)
     fingerprint = _fingerprint(prepared, base_digest(prepared.base))
-    with CheckpointStore(run.checkpoints, keep=None, fingerprint=fingerprint) as store:
+    with CheckpointStore(run.checkpoints, keep=None, fingerprint=fingerprint, read_only=True) as store:
         restored = store.restore_newest(abstract(state, prepared.mesh))
     if restored is None:
         raise ConfigError(f"{run.path} has no checkpoint yet: run `jaxbooth train` to its first save")

@@ -116,7 +116,8 @@ def _differences(there: Config, here: Config) -> list[str]:
             if here.optimizer.lr_scheduler == "constant":
                 continue  # a longer run of the same plan
             problems.append(
-                f"train.steps: {old[key]} -> {new[key]} would change the {here.optimizer.lr_scheduler} schedule already walked"
+                f"train.steps: {old[key]} -> {new[key]} would change the {here.optimizer.lr_scheduler} schedule that "
+                "was already walked"
             )
             continue
         problems.append(f"{key}: {old.get(key)} -> {new.get(key)}")

@@ -1,6 +1,8 @@
-"""YAML without its traps: no duplicate keys, aliases or tags, and `1e-4` is a number."""
+"""YAML without its traps: no duplicate keys, aliases or tags, no infinities, and `1e-4` is a number."""
 
+import math
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +17,45 @@ class StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses what makes a file mean something else than it seems to."""
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+        """Refuses aliases: a few nested ones unpack to gigabytes."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=event.start_mark)
+        if event.tag is not None:
+            raise yaml.MarkedYAMLError(problem=f"tags ({event.tag}) are not allowed", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
+        """Refuses a key that stands twice, of which YAML would keep the last."""
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.MarkedYAMLError(problem="a key must be a name", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f'"{key}" stands twice', problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_float(self, node):
+        value = super().construct_yaml_float(node)
+        if not math.isfinite(value):
+            raise yaml.MarkedYAMLError(problem=f"{node.value} is no number", problem_mark=node.start_mark)
+        return value
+
+
+class StrictDumper(yaml.SafeDumper):
+    """Writes what `StrictLoader` reads back to the same: a text such as "1e-4" gets its quotes."""
+
 
 # YAML 1.1 asks for a dot in a float: `1e-4` would be a string.
-StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
+for kind in (StrictLoader, StrictDumper):
+    kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+        list("-+.0123456789"),
+    )
+StrictLoader.add_constructor("tag:yaml.org,2002:float", StrictLoader.construct_yaml_float)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -63,3 +83,8 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader=StrictLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f'"{text}" cannot be read as a value: {getattr(error, "problem", error)}') from None
+
+
+def write_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML, in their order; the inverse of `read_yaml`."""
+    return yaml.dump(values, Dumper=StrictDumper, sort_keys=False, allow_unicode=True)

@@ -14,7 +14,7 @@ import io
 import json
 import tarfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -26,33 +26,38 @@ ICONIFY_STYLES = ("noto", "noto-v1", "fxemoji", "fluent-emoji", "fluent-emoji-fl
 PICTURE_STYLE, PICTURE_FOLDER = "fluent-3d", "@lobehub/fluent-emoji-3d/assets"
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 PRESENTATION = "fe0f"  # asks for the colour picture; says nothing about what is drawn
+BOX = (("left", 0), ("top", 0), ("width", 16), ("height", 16))  # an icon's view box, with iconify's own defaults
+
+Wanted = Callable[[str], bool]  # says of a codepoint whether its sprite goes into the archive
 
 
-def iconify_sprites(package: Path, names: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
-    """Codepoints and pictures of one iconify set; `names` are icon names by codepoint, where the set has none itself."""
-    import resvg_py
-
+def iconify_sprites(package: Path, names: dict[str, str], wanted: Wanted) -> Iterator[tuple[str, Image.Image]]:
+    """Codepoints and pictures of one iconify set; `names` are icon names by codepoint for a set that has no table."""
     icons = json.loads((package / "icons.json").read_text())
     for codepoint, name in (_codepoints(package) or names).items():
         name = icons.get("aliases", {}).get(name, {}).get("parent", name)
-        if name not in icons["icons"]:
-            continue
-        icon = icons["icons"][name]
-        box = [icon.get(side, icons.get(side, default)) for side, default in BOX]
-        svg = (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'width="{SIZE}" height="{SIZE}" viewBox="{" ".join(map(str, box))}">{icon["body"]}</svg>'
-        )
-        yield codepoint, Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE))))
+        if wanted(codepoint) and name in icons["icons"]:
+            icon = icons["icons"][name]
+            box = " ".join(str(icon.get(side, icons.get(side, default))) for side, default in BOX)
+            yield codepoint, _draw(box, icon["body"])
 
 
-BOX = (("left", 0), ("top", 0), ("width", 16), ("height", 16))  # iconify's own defaults
+def _draw(box: str, body: str) -> Image.Image:
+    import resvg_py
+
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{SIZE}" height="{SIZE}" viewBox="{box}">{body}</svg>'
+    )
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True)
+    return Image.open(io.BytesIO(bytes(png)))
 
 
-def picture_sprites(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+def picture_sprites(folder: Path, wanted: Wanted) -> Iterator[tuple[str, Image.Image]]:
     """Codepoints and pictures of the set that is not drawn from SVG."""
     for file in sorted(folder.glob("*.webp")):
-        yield _plain(file.stem), Image.open(file)
+        if wanted(_plain(file.stem)):
+            yield _plain(file.stem), Image.open(file)
 
 
 def icon_names(modules: Path) -> dict[str, str]:
@@ -71,18 +76,26 @@ def _plain(codepoint: str) -> str:
 
 def make_archive(modules: Path, out: Path, everything: bool) -> dict[str, int]:
     """Writes the archive; returns the number of sprites of each style."""
+
+    def wanted(codepoint: str) -> bool:
+        parts = codepoint.split("-")
+        return (everything or parts[0] in NOUNS | OTHER_NOUNS) and not SKIN_TONES & set(parts)
+
     names, counts = icon_names(modules), {}
     with tarfile.open(out, "w") as tar:
-        for style in (*ICONIFY_STYLES, PICTURE_STYLE):
-            counts[style] = 0
-            is_picture = style == PICTURE_STYLE
-            package = modules / (PICTURE_FOLDER if is_picture else f"@iconify-json/{style}")
-            for codepoint, image in picture_sprites(package) if is_picture else iconify_sprites(package, names):
-                parts = codepoint.split("-")
-                if (everything or parts[0] in NOUNS or parts[0] in OTHER_NOUNS) and not SKIN_TONES & set(parts):
-                    _add(tar, f"{style}/{codepoint}.webp", image)
-                    counts[style] += 1
+        for style in ICONIFY_STYLES:
+            sprites = iconify_sprites(modules / "@iconify-json" / style, names, wanted)
+            counts[style] = _add_all(tar, style, sprites)
+        counts[PICTURE_STYLE] = _add_all(tar, PICTURE_STYLE, picture_sprites(modules / PICTURE_FOLDER, wanted))
     return counts
+
+
+def _add_all(tar: tarfile.TarFile, style: str, sprites: Iterator[tuple[str, Image.Image]]) -> int:
+    count = 0
+    for codepoint, image in sprites:
+        _add(tar, f"{style}/{codepoint}.webp", image)
+        count += 1
+    return count
 
 
 def _add(tar: tarfile.TarFile, name: str, image: Image.Image) -> None:

@@ -91,7 +91,7 @@ def encode_examples(
     vae_digest: str,
     trains_text_encoder: bool,
 ) -> Examples:
-    """Every view of every picture through the VAE, every caption through the tokenizer (and the frozen text encoder)."""
+    """Every view of every picture through the VAE, every caption through tokenizer and frozen text encoder."""
     per_image = config.views_per_image
     content = hashlib.sha256(f"{resolution} {seed} {config.model_dump_json(exclude={'caption_dropout'})}".encode())
     for image in images:

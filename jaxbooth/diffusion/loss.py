@@ -33,7 +33,7 @@ class Objective:
 
     Attributes:
         schedule: noise levels and prediction type of the checkpoint.
-        snr_gamma: gamma of min-SNR weighting (Hang et al. 2023, arXiv 2303.09556), 5 in the paper; None for no weighting.
+        snr_gamma: gamma of min-SNR weighting (Hang et al. 2023, arXiv 2303.09556), 5 in the paper; None: unweighted.
         noise_offset: size of the noise that is one number per channel and image, which lets a model learn brightness.
         scaling_factor: the VAE's; latents are multiplied by it.
     """

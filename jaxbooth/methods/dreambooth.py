@@ -1,4 +1,4 @@
-"""DreamBooth (Ruiz et al. 2023, arXiv 2208.12242): the UNet itself learns the subject, and the prior keeps the class."""
+"""DreamBooth (Ruiz et al. 2023, arXiv 2208.12242): the UNet learns the subject, the prior keeps the class."""
 
 from typing import Literal
 

@@ -19,10 +19,12 @@ def jitter(rng: Random, colour: Colour, amount: int = 14) -> Colour:
 
 
 def white_background(rng: Random) -> Image.Image:
+    """A wall of photo paper, nearly white."""
     return Image.new("RGB", (SIZE, SIZE), jitter(rng, (248, 248, 248), 5))
 
 
 def beach(rng: Random) -> Image.Image:
+    """Sky, a strip of sea, sand."""
     image, draw = _sky(rng, (130, 190, 250), (200, 225, 250))
     shore = _ground(rng, draw, rng.randint(26, 34), (40, 110, 190)) + 9
     _ground(rng, draw, shore, (232, 212, 160))
@@ -30,6 +32,7 @@ def beach(rng: Random) -> Image.Image:
 
 
 def snow(rng: Random) -> Image.Image:
+    """A pale sky over snow, while it snows."""
     image, draw = _sky(rng, (160, 170, 235), (205, 215, 250))
     _ground(rng, draw, rng.randint(30, 40), (240, 240, 250), 6)
     for x, y in _scatter(rng, 40):
@@ -38,6 +41,7 @@ def snow(rng: Random) -> Image.Image:
 
 
 def grass(rng: Random) -> Image.Image:
+    """Sky over a meadow of single blades."""
     image, draw = _sky(rng, (120, 180, 250), (180, 215, 250))
     horizon = _ground(rng, draw, rng.randint(26, 36), (50, 130, 40))
     for x, y in _scatter(rng, 160, horizon):
@@ -46,6 +50,7 @@ def grass(rng: Random) -> Image.Image:
 
 
 def jungle(rng: Random) -> Image.Image:
+    """Dark green, trunks and leaves."""
     image, draw = _sky(rng, (30, 80, 40), (20, 50, 25))
     for _ in range(14):
         left = rng.randint(-6, SIZE)
@@ -56,6 +61,7 @@ def jungle(rng: Random) -> Image.Image:
 
 
 def wooden_floor(rng: Random) -> Image.Image:
+    """Planks seen from above."""
     image, draw = _plain(jitter(rng, (170, 115, 70)))
     plank, gap = rng.randint(7, 11), (110, 70, 40)
     for y in range(0, SIZE, plank):
@@ -66,6 +72,7 @@ def wooden_floor(rng: Random) -> Image.Image:
 
 
 def pink_fabric(rng: Random) -> Image.Image:
+    """Cloth with slanting stripes."""
     image, draw = _plain(jitter(rng, (245, 150, 190)))
     for x in range(-SIZE, 2 * SIZE, rng.randint(8, 12)):
         draw.line([x, 0, x + 26, SIZE], fill=jitter(rng, (255, 185, 215), 8), width=3)
@@ -73,6 +80,7 @@ def pink_fabric(rng: Random) -> Image.Image:
 
 
 def city(rng: Random) -> Image.Image:
+    """A skyline at dusk, some windows lit, above a street."""
     image, draw = _sky(rng, (130, 130, 180), (190, 175, 200))
     street, left = SIZE - 12, 0
     while left < SIZE:
@@ -86,6 +94,7 @@ def city(rng: Random) -> Image.Image:
 
 
 def mountain(rng: Random) -> Image.Image:
+    """Two peaks with snow on them, above a meadow."""
     image, draw = _sky(rng, (130, 160, 235), (190, 210, 250))
     for _ in range(2):
         x, peak, half = rng.randint(8, SIZE - 8), rng.randint(8, 20), rng.randint(22, 36)
@@ -98,6 +107,7 @@ def mountain(rng: Random) -> Image.Image:
 
 
 def blue_house(rng: Random) -> Image.Image:
+    """A blue house with two windows, on grass."""
     image, draw = _sky(rng, (170, 210, 250), (215, 230, 250))
     left = rng.randint(10, 26)
     draw.rectangle([left, 24, left + 30, 50], fill=jitter(rng, (60, 100, 210)))
@@ -109,6 +119,7 @@ def blue_house(rng: Random) -> Image.Image:
 
 
 def wheat_field(rng: Random) -> Image.Image:
+    """Stalks of ripe wheat up to the horizon."""
     image, draw = _sky(rng, (150, 195, 245), (235, 225, 190))
     horizon = _ground(rng, draw, rng.randint(24, 32), (215, 175, 70))
     for x, y in _scatter(rng, 150, horizon):
@@ -117,6 +128,7 @@ def wheat_field(rng: Random) -> Image.Image:
 
 
 def water(rng: Random) -> Image.Image:
+    """Open water with short waves."""
     image, draw = _sky(rng, (150, 200, 245), (40, 100, 170))
     horizon = _ground(rng, draw, rng.randint(20, 28), (40, 110, 180))
     for x, y in _scatter(rng, 26, horizon):
@@ -125,6 +137,7 @@ def water(rng: Random) -> Image.Image:
 
 
 def moon(rng: Random) -> Image.Image:
+    """Stars in a black sky over grey ground with craters."""
     image, draw = _plain((8, 8, 20))
     draw.point(_scatter(rng, 30), fill=(250, 250, 250))
     horizon = rng.randint(34, 42)

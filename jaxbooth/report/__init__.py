@@ -1,0 +1,1 @@
+"""What a person looks at: pictures and pages, made from files alone."""

@@ -1,4 +1,4 @@
-"""One picture that shows a run at a glance: the photos, then prompts before and after, then the class before and after."""
+"""One picture that shows a run at a glance: photos, prompts before and after, the class before and after."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -65,7 +65,7 @@ class CheckpointStore:
             ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
             # If Orbax made folders in the background, one that it cannot make would hang the interpreter at exit.
             async_options=ocp.options.AsyncOptions(
-                timeout_secs=WRITE_TIMEOUT_S, create_directories_asynchronously=True
+                timeout_secs=WRITE_TIMEOUT_S, create_directories_asynchronously=False
             ),
             # By default the commit depends on the kind of path; this is the same everywhere.
             temporary_path_class=atomicity.AtomicRenameTemporaryPath,

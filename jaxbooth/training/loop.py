@@ -59,22 +59,25 @@ def train(
             for step in range(start + 1, config.steps + 1):
                 state, metrics = train_step(state, batch)
                 batch = batch_at(step) if step < config.steps else None
-                due = step % config.log_every_steps == 0 or step == config.steps or step == start + 1
+                last, stop = step == config.steps, preemption.reached(step)
+                saving = stop or last or step % config.save_every_steps == 0
                 loss = None
-                if due:  # the only point where the host waits for the device
+                # The only point where the host waits for the device. A step that is saved is looked at first: a state
+                # that is not finite never reaches the disk, where it would push out a good one.
+                if saving or step == 1 or step % config.log_every_steps == 0:
                     values = readable(metrics, subject_names, step)
                     elapsed = time.monotonic() - began
                     values |= {"lr": float(learning_rate(step - 1)), "time/step_s": elapsed / (step - since)}
                     metrics_file.write(step, values)
                     loss, began, since = values["loss/total"], time.monotonic(), step
-                stop = preemption.reached(step)
-                if stop or step % config.save_every_steps == 0 or step == config.steps:
+                if saving:
                     store.save(step, state)
-                # After saving, so that a bar that shows a step has it safe or on its way.
                 progress.update(step, loss)
-                if stop and step < config.steps:
+                if stop and not last:
                     store.close()
                     raise Preempted(f"stopped at step {step}; it is saved. Run the same command again to go on.")
+            # Still guarded: a request to stop must not cut off the last save.
+            store.close()
     finally:
         progress.close()
         metrics_file.close()

@@ -1,0 +1,1 @@
+"""Between our parameters and diffusers folders."""

@@ -89,7 +89,7 @@ def open_component(folder: Path, wanted: list[Entry]) -> tuple[Callable[[str], n
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="numpy") as handle:
-                for key in handle.keys():
+                for key in handle.keys():  # noqa: SIM118 (the handle is no dict)
                     if (name := canonical_key(key)) is not None:
                         where[name], shapes[name] = (file, key), tuple(handle.get_slice(key).get_shape())
         except (SafetensorError, OSError) as error:
@@ -129,7 +129,7 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
     if pickles:
         raise ConversionError(
-            f"only pickle weights are there ({', '.join(pickles)}); they can run code when opened and are never loaded. "
+            f"only pickle weights are there ({', '.join(pickles)}); they can run code when opened and are never loaded. "  # noqa: E501
             "Convert them: pipe.save_pretrained(folder, safe_serialization=True) in diffusers"
         )
     raise ConversionError("no .safetensors file")

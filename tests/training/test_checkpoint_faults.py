@@ -143,6 +143,10 @@ def test_two_processes_save_and_resume_on_other_numbers_of_processes(start, star
     for mesh in ("2x2x2", "1x1x1"):
         one = start(tmp_path, "--until", 0, "--megabytes", 8, "--mesh", mesh, devices=8 if mesh == "2x2x2" else 1)
         assert one.finish() == (0, ["restored 4"])
+    os.truncate(tmp_path / "4" / "DONE.json", 9)
+    for program in start_two(tmp_path, "--until", 0, "--megabytes", 8):
+        program.wait_for("restored 3")  # both agree on it, though only one looks at the files
+        assert program.finish()[0] == 0
 
 
 @pytest.mark.slow
