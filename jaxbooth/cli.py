@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+log = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
 app.add_typer(config_app, name="config")
@@ -36,8 +37,8 @@ def train(
 
     loaded = load(config, overrides or [])
     distributed.start()
-    from jaxbooth.dry_run import describe
     from jaxbooth.prepare import prepare
+    from jaxbooth.summary import announce, describe
 
     prepared = prepare(loaded)
     if dry_run:
@@ -45,6 +46,8 @@ def train(
         return
     from jaxbooth.run import train_run
 
+    for line in announce(prepared):
+        log.info("%s", line)
     train_run(prepared)
     run = prepared.run
     print(f"pictures: {run.path / 'contact_sheet.png'}")

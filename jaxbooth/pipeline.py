@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from transformers import CLIPTokenizer
 
-from jaxbooth.diffusion.sample import SAMPLERS
+from jaxbooth.diffusion.sample import SAMPLERS, classifier_free_guidance
 from jaxbooth.diffusion.schedule import NoiseSchedule
 from jaxbooth.errors import ConfigError
 from jaxbooth.families import ModelFamily
@@ -77,8 +77,16 @@ class StableDiffusion(nnx.Module):
 
 
 def schedule_of(family: ModelFamily) -> NoiseSchedule:
-    """The noise schedule in a family's scheduler config."""
-    return NoiseSchedule.from_config(json.loads(family.scheduler_config))
+    """The noise schedule in a family's scheduler config.
+
+    Raises:
+        ConversionError: a value of the config is not supported.
+    """
+    config = json.loads(family.scheduler_config)
+    if family.pipeline_class == "StableDiffusionPipeline":
+        # What that class of diffusers sets by itself, whatever old files say.
+        config |= {"steps_offset": 1, "clip_sample": False}
+    return NoiseSchedule.from_config(config)
 
 
 def build(family: ModelFamily, *, dtype, param_dtype, rngs: nnx.Rngs, remat: bool = False) -> StableDiffusion:
@@ -195,7 +203,7 @@ def latent_shape(family: ModelFamily, height: int | None, width: int | None) -> 
     factor = 2 ** (len(family.vae.block_out_channels) - 1)
     height, width = height or family.unet.sample_size * factor, width or family.unet.sample_size * factor
     multiple = factor * 2 ** (len(family.unet.block_out_channels) - 1)
-    if height % multiple or width % multiple:
+    if height % multiple or width % multiple or min(height, width) < multiple:
         raise ConfigError(f"picture size {height}x{width}: both sides must be multiples of {multiple} for this model")
     return height // factor, width // factor, family.unet.in_channels
 
@@ -235,12 +243,10 @@ def _program(family: ModelFamily, sampler: str, num_steps: int, guided: bool, ze
             time_ids = jnp.asarray(size_ids(height * factor, width * factor, states.shape[0]))
 
         def predict(latents, timesteps):
-            if not guided:
-                return sd.unet(latents, timesteps, states, pooled, time_ids)
-            both = sd.unet(jnp.concatenate([latents] * 2), jnp.concatenate([timesteps] * 2), states, pooled, time_ids)
-            unconditional, conditional = jnp.split(both, 2)
-            return unconditional + guidance_scale * (conditional - unconditional)
+            return sd.unet(latents, timesteps, states, pooled, time_ids)
 
+        if guided:
+            predict = classifier_free_guidance(predict, guidance_scale)
         # Stream 1 of each picture's key; stream 0 gave its starting noise.
         keys = jax.vmap(partial(jax.random.fold_in, data=1))(jax.random.wrap_key_data(key_data))
         latents = SAMPLERS[sampler](predict, schedule, noise, num_steps, keys)

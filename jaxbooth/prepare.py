@@ -102,7 +102,7 @@ def prepare(config: Config) -> Prepared:
     subjects = [problems.run(load_subject, subject) for subject in config.subjects]
     dataset = problems.run(load_captioned, config.dataset) if config.dataset is not None else None
     mesh = problems.run(make_mesh, config.mesh)
-    base = problems.run(resolve, config.base.path, config.base.revision)
+    base = problems.run(resolve, config.base.path, config.base.revision or run.recorded_commit())
     family = problems.run(families.from_diffusers, base) if base is not None else None
     if family is not None:
         problems.run(check_weight_files, family, base)

@@ -58,6 +58,10 @@ class RunFolder:
             raise ConfigError(f"{self.path} is no run folder: it has no config.yaml")
         return validate(read_yaml(self.config_file), str(self.config_file))
 
+    def recorded_commit(self) -> str | None:
+        """The commit of a hub base that this run began with: going on must not drift to a newer one."""
+        return json.loads(self.record_file.read_text()).get("commit") if self.record_file.is_file() else None
+
     def check(self, config: Config) -> None:
         """Nothing is overwritten: a folder with content must belong to this configuration.
 

@@ -38,6 +38,7 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_float(self, node):
+        """Refuses .inf and .nan, which every lower bound of a setting would let through."""
         value = super().construct_yaml_float(node)
         if not math.isfinite(value):
             raise yaml.MarkedYAMLError(problem=f"{node.value} is no number", problem_mark=node.start_mark)

@@ -17,12 +17,12 @@ LAYERS = (
     {"training"},
     {"evaluation", "export", "fleet", "planning", "report"},
     {"config", "config_errors", "strict_yaml"},
-    {"run_folder", "prepare", "dry_run", "previews", "run"},
+    {"run_folder", "prepare", "summary", "previews", "run"},
     {"cli", "__init__"},
     {"__main__"},
 )
 # Rooms of one layer that may know each other.
-NEIGHBOURS = {"config", "config_errors", "strict_yaml", "run_folder", "prepare", "dry_run", "previews", "run", "cli"}
+NEIGHBOURS = {"config", "config_errors", "strict_yaml", "run_folder", "prepare", "summary", "previews", "run", "cli"}
 STRANGERS = {"nn", "diffusion", "sharding", "pocket"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

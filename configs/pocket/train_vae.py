@@ -64,13 +64,14 @@ def build(config: dict, weights: Path | None) -> AutoencoderKL:
     """The autoencoder of a config.json, with the weights of a file or random ones."""
     known = {field.name for field in fields(VAEConfig)} & config.keys()
     sizes = {name: tuple(config[name]) if isinstance(config[name], list) else config[name] for name in known}
-    vae = AutoencoderKL(VAEConfig(**sizes), rngs=nnx.Rngs(0))
-    if weights:
-        arrays = from_torch(vae, {key: array.astype(np.float32) for key, array in load_file(weights).items()})
-        variables = dict(nnx.to_flat_state(nnx.state(vae, nnx.Param)))
-        for path, array in arrays.items():
-            variables[path][...] = array
-    return vae
+    vae_config = VAEConfig(**sizes)
+    abstract = nnx.eval_shape(lambda: AutoencoderKL(vae_config, rngs=nnx.Rngs(0)))
+    graphdef, shapes = nnx.split(abstract)
+    if weights is None:
+        return nnx.merge(graphdef, jax.jit(lambda: nnx.state(AutoencoderKL(vae_config, rngs=nnx.Rngs(0))))())
+    arrays = from_torch(abstract, {key: array.astype(np.float32) for key, array in load_file(weights).items()})
+    filled = {path: leaf.replace(jnp.asarray(arrays[path])) for path, leaf in nnx.to_flat_state(shapes)}
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
 def sample(moments: jax.Array, key: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ would already differ by more than 1e-6 from the table that the checkpoint was tr
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def make_betas(beta_schedule: str, beta_start: float, beta_end: float, num_train
             math.cos((t / num_train_timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
             for t in range(num_train_timesteps + 1)
         ]
-        return np.array([min(1 - b / a, 0.999) for a, b in zip(bars[:-1], bars[1:], strict=True)], np.float32)
+        return np.array([min(1 - b / a, 0.999) for a, b in pairwise(bars)], np.float32)
     raise ValueError(f"beta_schedule {beta_schedule!r} is none of {BETA_SCHEDULES}")
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxbooth.diffusion.schedule import NoiseSchedule, add_noise, snr, velocity
+from jaxbooth.diffusion.schedule import STATIC, NoiseSchedule, add_noise, snr, velocity
 from jaxbooth.errors import ConfigError, list_problems
 from jaxbooth.types import Predict
 
@@ -34,14 +34,14 @@ class Objective:
     Attributes:
         schedule: noise levels and prediction type of the checkpoint.
         snr_gamma: gamma of min-SNR weighting (Hang et al. 2023, arXiv 2303.09556), 5 in the paper; None: unweighted.
-        noise_offset: size of the noise that is one number per channel and image, which lets a model learn brightness.
+        noise_offset: size of added noise that is one number per image and channel, which lets a model learn brightness.
         scaling_factor: the VAE's; latents are multiplied by it.
     """
 
     schedule: NoiseSchedule
-    snr_gamma: float | None = field(default=None, metadata={"static": True})
-    noise_offset: float = field(default=0.0, metadata={"static": True})
-    scaling_factor: float = field(default=0.18215, metadata={"static": True})
+    snr_gamma: float | None = field(default=None, metadata=STATIC)
+    noise_offset: float = field(default=0.0, metadata=STATIC)
+    scaling_factor: float = field(default=0.18215, metadata=STATIC)
 
     def __post_init__(self) -> None:
         problems = []

@@ -15,8 +15,7 @@ PredictionType = Literal["epsilon", "v_prediction"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 
-def _static(**kwargs: Any) -> Any:
-    return field(metadata={"static": True}, **kwargs)
+STATIC = {"static": True}  # a field that jax.jit compiles in
 
 
 @jax.tree_util.register_dataclass
@@ -39,18 +38,18 @@ class NoiseSchedule:
         euler_at_final: DPM++ takes its last step first-order whatever their number.
     """
 
-    alphas_cumprod: Float[Array, " t"]
-    num_train_timesteps: int = _static()
-    prediction_type: PredictionType = _static(default="epsilon")
-    timestep_spacing: TimestepSpacing | None = _static(default=None)
-    steps_offset: int = _static(default=0)
-    set_alpha_to_one: bool = _static(default=True)
-    rescale_betas_zero_snr: bool = _static(default=False)
-    clip_sample: bool = _static(default=False)
-    clip_sample_range: float = _static(default=1.0)
-    final_sigmas_type: Literal["zero", "sigma_min"] = _static(default="zero")
-    lower_order_final: bool = _static(default=True)
-    euler_at_final: bool = _static(default=False)
+    alphas_cumprod: Float[Array, " t"] | Any  # JAX also builds trees of shardings, shapes and the like from it
+    num_train_timesteps: int = field(metadata=STATIC)
+    prediction_type: PredictionType = field(default="epsilon", metadata=STATIC)
+    timestep_spacing: TimestepSpacing | None = field(default=None, metadata=STATIC)
+    steps_offset: int = field(default=0, metadata=STATIC)
+    set_alpha_to_one: bool = field(default=True, metadata=STATIC)
+    rescale_betas_zero_snr: bool = field(default=False, metadata=STATIC)
+    clip_sample: bool = field(default=False, metadata=STATIC)
+    clip_sample_range: float = field(default=1.0, metadata=STATIC)
+    final_sigmas_type: Literal["zero", "sigma_min"] = field(default="zero", metadata=STATIC)
+    lower_order_final: bool = field(default=True, metadata=STATIC)
+    euler_at_final: bool = field(default=False, metadata=STATIC)
 
     def __post_init__(self) -> None:
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":

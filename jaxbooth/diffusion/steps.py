@@ -158,7 +158,7 @@ def _alphas_cumprod(schedule: NoiseSchedule) -> np.ndarray:
 
 
 def _noise_to_signal(schedule: NoiseSchedule) -> np.ndarray:
-    """sigma / alpha at each training timestep: the sigma of Karras et al. 2022."""
+    """Ratio sigma / alpha at each training timestep, which Karras et al. 2022 call sigma."""
     alphas_cumprod = _alphas_cumprod(schedule)
     if schedule.rescale_betas_zero_snr:
         alphas_cumprod = np.append(alphas_cumprod[:-1], SMALLEST_ALPHAS_CUMPROD)

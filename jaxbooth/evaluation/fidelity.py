@@ -1,7 +1,8 @@
 """Fidelity, drift and diversity of pictures, by the cosine of EfficientNet-Lite0's pooled features.
 
-Measured with it on the 20 DreamBooth subjects at 512 px: two photos of one subject {SAME}, of two subjects of one
-class {CLASS}.
+Measured on the 106 photos of 20 DreamBooth subjects: two photos of one subject 0.65, of two subjects of one class 0.33,
+of two classes 0.26, and the nearest photo is of the same subject in 99 % of the cases; with all photos first cut to
+64 px 0.62, 0.42, 0.35 and 92 %.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps
 
 from jaxbooth.evaluation import efficientnet, scores
 
-BATCH_SIZE = 16  # one compiled shape, whatever the number of pictures
+BATCH_SIZE = 8  # one compiled shape, whatever the number of pictures
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Pictures = UInt8[np.ndarray, "b h w 3"]

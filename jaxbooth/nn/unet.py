@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from jaxbooth.nn.embeddings import TimestepEmbedding, sinusoids
 from jaxbooth.nn.layers import LayerFactory, require_divisible
@@ -95,7 +95,7 @@ class UNet2DConditionModel(nnx.Module):
     def __call__(
         self,
         latents: Float[Array, "b h w c"],
-        timesteps: Int[Array, " b"],
+        timesteps: Num[Array, " b"],
         encoder_hidden_states: Float[Array, "b n d"],
         text_embeds: Float[Array, "b d2"] | None = None,
         time_ids: Float[Array, "b 6"] | None = None,
@@ -129,7 +129,7 @@ class UNet2DConditionModel(nnx.Module):
 
     def _time_embedding(
         self,
-        timesteps: Int[Array, " b"],
+        timesteps: Num[Array, " b"],
         text_embeds: Float[Array, "b d2"] | None,
         time_ids: Float[Array, "b 6"] | None,
     ) -> Float[Array, "b d"]:

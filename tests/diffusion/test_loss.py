@@ -113,14 +113,12 @@ def test_min_snr_makes_the_epsilon_and_the_velocity_loss_one(snr_gamma: float) -
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("snr_gamma", [None, 5.0])
-def test_losses_and_gradients_are_finite_at_every_timestep(name: str, snr_gamma: float | None) -> None:
-    schedule = SCHEDULES[name]
-    if snr_gamma is not None:
-        assert np.all(np.isfinite(min_snr_weights(schedule, jnp.arange(1000), snr_gamma)))
-    moments, keys = make_small_rows()
-    objective = Objective(schedule, snr_gamma)
-    assert draw(objective, moments, keys).timesteps.max() == 999
+def test_weights_losses_and_gradients_are_finite_at_every_timestep(name: str) -> None:
+    for snr_gamma in (0.1, 5.0, 1e6):
+        assert np.all(np.isfinite(min_snr_weights(SCHEDULES[name], jnp.arange(1000), snr_gamma)))
+    objective, (moments, keys) = Objective(SCHEDULES[name], snr_gamma=5.0), make_small_rows()
+    timesteps = draw(objective, moments, keys).timesteps
+    assert timesteps.min() == 0 and timesteps.max() == 999
 
     def total(scale: jax.Array) -> jax.Array:
         return row_losses(objective, lambda latents, t: scale * predict(latents, t), moments, keys).sum()
@@ -224,8 +222,7 @@ def test_invalid_objective_names_every_problem() -> None:
 
 
 def test_objective_passes_through_jax_transformations() -> None:
-    objective = Objective(EPSILON, snr_gamma=5.0)
-    moments, keys = make_rows()
-    expected = row_losses(objective, predict, moments, keys)
-    mapped = jax.vmap(lambda o, m, k: row_losses(o, predict, m, k), in_axes=(None, 0, 0))
-    np.testing.assert_allclose(mapped(objective, moments[:, None], keys[:, None])[:, 0], expected, rtol=1e-6)
+    objective, (moments, keys) = Objective(EPSILON, snr_gamma=5.0), make_rows()
+    mapped = jax.vmap(lambda objective, *row: row_losses(objective, predict, *row), in_axes=(None, 0, 0))
+    assert jax.eval_shape(jax.jit(mapped), objective, moments[:, None], keys[:, None]).shape == (16, 1)
+    assert len(jax.tree.leaves(objective)) == 1

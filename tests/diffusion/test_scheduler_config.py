@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -97,4 +98,4 @@ def test_epsilon_with_zero_terminal_snr_is_refused() -> None:
     with pytest.raises(ConversionError, match="rescale_betas_zero_snr"):
         NoiseSchedule.from_config(SD | {"rescale_betas_zero_snr": True})
     with pytest.raises(ConversionError, match="v_prediction"):
-        NoiseSchedule(np.ones(3, np.float32), num_train_timesteps=3, rescale_betas_zero_snr=True)
+        NoiseSchedule(jnp.ones(3), num_train_timesteps=3, rescale_betas_zero_snr=True)

@@ -1,5 +1,7 @@
 """PyTorch twins with weights in which every mistake shows, and how to compare them with ours."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,14 @@ from flax import nnx
 from jaxbooth.weights.torch_keys import canonical_key, entries, from_torch
 
 TOLERANCE = 1e-4  # of the largest number in an array, float32
+# Compile time is nearly all of these tests' time; the arithmetic is the same without LLVM's effort.
+COMPILER_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "exec_time_optimization_effort": -1.0,
+}
+# Softmax does not see a constant added to a row of scores: a key's bias has no gradient, only rounding errors.
+WITHOUT_GRADIENT = ("k_proj.bias", "to_k.bias")
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -27,37 +37,67 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module.eval()
 
 
-def copy_weights(source: torch.nn.Module, target: nnx.Module) -> nnx.Module:
-    """Puts the weights of a PyTorch module into ours, through the table that loads checkpoints."""
+def ours_like(source: torch.nn.Module, make: Callable[[], nnx.Module]) -> nnx.Module:
+    """Our module with the weights of a PyTorch module, through the table that loads checkpoints."""
+    target = nnx.eval_shape(make)
     arrays = from_torch(target, {key: value.numpy() for key, value in source.state_dict().items()})
     nnx.update(target, nnx.from_flat_state((path, nnx.Param(jnp.asarray(array))) for path, array in arrays.items()))
     return target
 
 
-def run(module: nnx.Module, *inputs):
+def part(model, path: str):
+    """The submodule at a dotted path, which is the same in PyTorch and here."""
+    for name in path.split("."):
+        model = model[int(name)] if name.isdigit() else getattr(model, name)
+    return model
+
+
+def run(module: nnx.Module, *inputs, method: str = "__call__"):
     """Output of our module, compiled."""
     graphdef, state = nnx.split(module)
-    return _compiled(lambda state, *inputs: nnx.merge(graphdef, state)(*inputs))(state, *inputs)
+    return _compiled(lambda state, *inputs: getattr(nnx.merge(graphdef, state), method)(*inputs))(state, *inputs)
 
 
-def run_with_gradients(module: nnx.Module, cotangent, inputs, call=lambda module, *inputs: module(*inputs)):
-    """Output of our module and the gradients of <cotangent, output>: by PyTorch key, and of each input."""
+def run_with_gradients(module: nnx.Module, loss: Callable, *inputs):
+    """Outputs of our module and its gradients: of each parameter by PyTorch's key, and of each input.
+
+    Args:
+        module: ours.
+        loss: called with the module and the inputs; returns the loss and any outputs to compare.
+        *inputs: arrays.
+    """
     graphdef, state = nnx.split(module)
-
-    def loss(state, inputs):
-        output = call(nnx.merge(graphdef, state), *inputs)
-        return (output * cotangent).sum(), output
-
-    step = _compiled(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (_, output), (gradients, input_gradients) = step(state, inputs)
+    step = jax.value_and_grad(
+        lambda state, inputs: loss(nnx.merge(graphdef, state), *inputs), argnums=(0, 1), has_aux=True
+    )
+    (_, outputs), (gradients, input_gradients) = _compiled(step)(state, inputs)
     flat = dict(nnx.to_flat_state(gradients))
     by_key = {e.torch_key: e.layout.to_torch(np.asarray(flat[e.path][...])) for e in entries(module)}
-    return output, by_key, input_gradients
+    return outputs, by_key, input_gradients
 
 
-def torch_gradients(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Gradients after `backward`, under the names that files have."""
-    return {canonical_key(name): to_numpy(parameter.grad) for name, parameter in module.named_parameters()}
+def assert_close(ours, theirs):
+    """Ours NHWC as it comes, theirs NCHW."""
+    found = error(ours, to_nhwc(theirs))
+    print(f"output: {found:.1e}")
+    assert found <= TOLERANCE
+
+
+def assert_gradients_close(ours: dict[str, np.ndarray], module: torch.nn.Module):
+    """Compares the gradient of every parameter by itself with what `backward` has left in a PyTorch module."""
+    theirs = {canonical_key(name): parameter.grad.numpy() for name, parameter in module.named_parameters()}
+    assert ours.keys() == theirs.keys()
+    errors = {}
+    for name in ours:
+        if name.endswith(WITHOUT_GRADIENT):
+            scale = np.abs(theirs[name.replace("k_proj", "q_proj").replace("to_k", "to_q")]).max()
+            errors[name] = np.abs(ours[name] - theirs[name]).max() / scale
+            assert np.abs(theirs[name]).max() <= TOLERANCE * scale
+        else:
+            errors[name] = error(ours[name], theirs[name])
+    worst = max(errors, key=errors.get)
+    print(f"gradients: {errors[worst]:.1e} {worst}")
+    assert not {name: found for name, found in errors.items() if not found <= TOLERANCE}
 
 
 def error(ours, theirs) -> float:
@@ -67,7 +107,7 @@ def error(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def normal(*shape, seed: int = 1) -> np.ndarray:
+def normal(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
@@ -83,13 +123,5 @@ def to_nhwc(x: torch.Tensor) -> np.ndarray:
     return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).numpy()
 
 
-def to_numpy(x: torch.Tensor) -> np.ndarray:
-    return x.detach().numpy()
-
-
 def _compiled(function):
-    # Compile time is nearly all of these tests' time; the arithmetic is the same without LLVM's effort.
     return jax.jit(function, compiler_options=COMPILER_OPTIONS)
-
-
-COMPILER_OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -1,8 +1,9 @@
-"""`train --dry-run`: what a run would do, told before anything is computed or written."""
+"""What a run is going to do, told before anything is computed: whole for `--dry-run`, in short at every start."""
 
 import math
 
 from jaxbooth.config import dump
+from jaxbooth.data.prompts import check_token
 from jaxbooth.pipeline import tokenize, tokenizers
 from jaxbooth.prepare import Prepared, parameter_table
 from jaxbooth.sharding import adapter_sharding
@@ -23,11 +24,24 @@ def describe(prepared: Prepared) -> str:
     return "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) + "\n" for title, lines in parts)
 
 
+def announce(prepared: Prepared) -> list[str]:
+    """What was decided, in a few lines: pictures, mesh, batch, parameters, notes on photos and identifier."""
+    return [*_views(prepared), *_mesh(prepared), _parameters(prepared)[0], *_notes(prepared)]
+
+
+def _notes(prepared: Prepared) -> list[str]:
+    tokenizer = tokenizers(prepared.family.folder, 1)[0]
+    notes = list(prepared.dataset.notes) if prepared.dataset is not None else []
+    for subject in prepared.subjects:
+        notes += [*subject.notes, *check_token(tokenizer, subject.token, subject.class_noun)]
+    return [f"note: {note}" for note in notes]
+
+
 def _captions(prepared: Prepared) -> list[str]:
-    captions = list(dict.fromkeys(image.caption for images in prepared.instance_images() for image in images))
+    first = [images[index] for images in prepared.instance_images() for index in range(min(SHOWN, len(images)))]
+    captions = list(dict.fromkeys(image.caption for image in first))
     if prepared.uses_prior:
         captions += [prepared.prior_prompt(subject) for subject in prepared.subjects]
-    notes = [f"note: {note}" for subject in prepared.subjects for note in subject.notes]
     shown = captions[:SHOWN]
     ids = tokenize(prepared.family, shown)
     end = tokenizers(prepared.family.folder, 1)[0].eos_token_id
@@ -36,7 +50,8 @@ def _captions(prepared: Prepared) -> list[str]:
         length = row.index(end) + 1 if end in row else len(row)
         cut = "" if length < len(row) else "  (fills the encoder: what comes after is cut off)"
         lines.append(f'"{caption}"  {" ".join(map(str, row[:length]))}{cut}')
-    return lines + ([f"and {len(captions) - SHOWN} more"] if len(captions) > SHOWN else []) + notes
+    total = sum(len(images) for images in prepared.instance_images())
+    return lines + ([f"(of the first of {total} pictures)"] if total > len(first) else []) + _notes(prepared)
 
 
 def _views(prepared: Prepared) -> list[str]:
