@@ -70,15 +70,16 @@ def sample(
     sampler: Annotated[str, typer.Option(help="ddim, euler, dpmpp_2m or euler_ancestral.")] = "ddim",
 ) -> None:
     """Draw pictures; none that is there is overwritten."""
-    from jaxbooth.previews import write_images
+    from jaxbooth.previews import next_files, write_images
     from jaxbooth.run import load_any
+    from jaxbooth.run_folder import check_writable
 
+    check_writable(out, "--out")
     sd = load_any(source)
+    files = next_files(out, num)
     images = sd.generate(
         [prompt] * num, seed=seed, num_steps=steps, guidance_scale=guidance, negative_prompt=negative, sampler=sampler
     )
-    first = 1 + max((int(file.stem) for file in out.glob("*.png") if file.stem.isdigit()), default=-1)
-    files = [out / f"{first + index:05d}.png" for index in range(num)]
     write_images(images, files)
     print("\n".join(map(str, files)))
 

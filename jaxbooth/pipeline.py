@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 from jaxbooth.diffusion.sample import SAMPLERS, classifier_free_guidance
 from jaxbooth.diffusion.schedule import NoiseSchedule
-from jaxbooth.errors import ConfigError
+from jaxbooth.errors import ConfigError, ConversionError
 from jaxbooth.families import ModelFamily
 from jaxbooth.nn.clip_text import CLIPTextModel
 from jaxbooth.nn.unet import UNet2DConditionModel
@@ -104,9 +104,16 @@ def text_only(sd: StableDiffusion) -> nnx.List:
 
 @lru_cache(maxsize=8)
 def tokenizers(folder: str, count: int) -> tuple[CLIPTokenizer, ...]:
-    """The tokenizers of a pipeline folder, `vocab.json` + `merges.txt` or `tokenizer.json`."""
-    names = ("tokenizer", "tokenizer_2")[:count]
-    return tuple(CLIPTokenizer.from_pretrained(str(Path(folder) / name), local_files_only=True) for name in names)
+    """The tokenizers of a pipeline folder, `vocab.json` + `merges.txt` or `tokenizer.json`.
+
+    Raises:
+        ConversionError: their files are damaged.
+    """
+    folders = [Path(folder) / name for name in ("tokenizer", "tokenizer_2")[:count]]
+    try:
+        return tuple(CLIPTokenizer.from_pretrained(str(path), local_files_only=True) for path in folders)
+    except Exception as error:  # the tokenizers library raises bare ones
+        raise ConversionError(f"{folder}: the tokenizer cannot be read ({error}). Download it again.") from error
 
 
 def tokenize(family: ModelFamily, prompts: list[str]) -> Int[np.ndarray, "b e n"]:

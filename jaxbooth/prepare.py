@@ -14,13 +14,14 @@ from jaxbooth import families
 from jaxbooth.config import Config
 from jaxbooth.data.captions import CaptionedImage
 from jaxbooth.data.datasets import load_captioned
+from jaxbooth.data.prior import check_own_images
 from jaxbooth.data.prompts import class_prompt, render_all
 from jaxbooth.data.subjects import Subject, load_subject
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.diffusion.sample import SAMPLERS
 from jaxbooth.errors import ConfigError, JaxboothError, MethodError
 from jaxbooth.families import ModelFamily
-from jaxbooth.pipeline import build, latent_shape, schedule_of
+from jaxbooth.pipeline import build, latent_shape, schedule_of, tokenizers
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sharding import check_rows, make_mesh
 from jaxbooth.training.state import flatten, trainable_tree
@@ -102,12 +103,16 @@ def prepare(config: Config) -> Prepared:
     subjects = [problems.run(load_subject, subject) for subject in config.subjects]
     dataset = problems.run(load_captioned, config.dataset) if config.dataset is not None else None
     mesh = problems.run(make_mesh, config.mesh)
-    base = problems.run(resolve, config.base.path, config.base.revision or run.recorded_commit())
+    commit = config.base.revision or problems.run(run.recorded_commit)
+    base = problems.run(resolve, config.base.path, commit)
     family = problems.run(families.from_diffusers, base) if base is not None else None
     if family is not None:
         problems.run(check_weight_files, family, base)
+        problems.run(tokenizers, family.folder, len(family.text_encoders))
     objective = problems.run(make_objective, config, family) if family is not None else None
     problems.run(_check_sampling, config)
+    if config.subjects and config.prior.loss_weight > 0:
+        problems.run(check_own_images, config.prior)
     resolution = problems.run(_resolution, config, family) if family is not None else None
     prompts = problems.run(_prompts, config, config.sample.prompts)
     class_prompts = problems.run(_prompts, config, config.sample.class_prompts)

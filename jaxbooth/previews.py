@@ -37,6 +37,12 @@ def draw_samples(prepared: Prepared, sd: StableDiffusion, folder: Path) -> list[
     return files
 
 
+def next_files(folder: Path, count: int) -> list[Path]:
+    """Names for `count` pictures in a folder, after those that are there."""
+    first = 1 + max((int(file.stem) for file in folder.glob("*.png") if file.stem.isdecimal()), default=-1)
+    return [folder / f"{first + index:05d}.png" for index in range(count)]
+
+
 def write_images(images: np.ndarray, files: list[Path]) -> None:
     """Writes pictures in [0, 1] as 8-bit PNG."""
     for image, file in zip(images, files, strict=True):
@@ -44,7 +50,7 @@ def write_images(images: np.ndarray, files: list[Path]) -> None:
         Image.fromarray(np.uint8(np.round(image * 255))).save(file)
 
 
-def draw_contact_sheet(prepared: Prepared) -> Path:
+def draw_contact_sheet(prepared: Prepared) -> None:
     """RUN/contact_sheet.png: photos, subject prompts before and after, class prompts before and after."""
     samples, count = prepared.run.samples, len(prepared.prompts)
     captions = [*prepared.prompts, *prepared.class_prompts]
@@ -57,4 +63,5 @@ def draw_contact_sheet(prepared: Prepared) -> Path:
             numbers = range(len(captions))[part]
             images = [Image.open(samples / when / f"{index:02d}.png") for index in numbers]
             rows.append(Row(f"{title}, {when} training", images, captions[part]))
-    return contact_sheet(rows, prepared.run.path / "contact_sheet.png")
+    if any(row.images for row in rows):
+        contact_sheet(rows, prepared.run.path / "contact_sheet.png")

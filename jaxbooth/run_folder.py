@@ -60,7 +60,10 @@ class RunFolder:
 
     def recorded_commit(self) -> str | None:
         """The commit of a hub base that this run began with: going on must not drift to a newer one."""
-        return json.loads(self.record_file.read_text()).get("commit") if self.record_file.is_file() else None
+        try:
+            return json.loads(self.record_file.read_text()).get("commit") if self.record_file.is_file() else None
+        except (OSError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{self.record_file} cannot be read ({error}): remove it") from error
 
     def check(self, config: Config) -> None:
         """Nothing is overwritten: a folder with content must belong to this configuration.
@@ -68,8 +71,8 @@ class RunFolder:
         Raises:
             ConfigError: it belongs to another, or to something else; names every difference.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return  # a file in its place is `check_writable`'s to refuse
         if not self.config_file.is_file():
             raise ConfigError(f"{self.path} is not empty and is no run folder: choose another run_dir")
         differences = _differences(self.config(), config)
@@ -84,19 +87,31 @@ class RunFolder:
         if jax.process_index() != 0:
             return
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.config_file.write_text(dump(config))
+        _write_whole(self.config_file, dump(config))
         if not self.record_file.exists():
-            self.record_file.write_text(json.dumps(record, indent=1) + "\n")
+            _write_whole(self.record_file, json.dumps(record, indent=1) + "\n")
 
     def check_writable(self) -> None:
         """Raises ConfigError unless files can be made where the run is to be written."""
-        parent = next(folder for folder in (self.path, *self.path.resolve().parents) if folder.exists())
-        probe = parent / f".jaxbooth-probe-{os.getpid()}"
-        try:
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(f"run_dir {self.path}: {parent} cannot be written ({error.strerror})") from error
+        check_writable(self.path, "run_dir")
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Raises ConfigError unless files can be made in a folder, there or not yet; `name` says whose it is."""
+    parent = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    probe = parent / f".jaxbooth-probe-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{name} {folder}: {parent} cannot be written ({error.strerror})") from error
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """By another name first: a run that is killed here can still be gone on with."""
+    draft = file.with_name(f".{file.name}.writing")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(file)
 
 
 def versions() -> dict[str, str]:

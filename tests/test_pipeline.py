@@ -110,8 +110,8 @@ def test_generate_equals_diffusers(kind, negative, twin, theirs):
 
 
 def test_trained_pocket_base_draws_what_diffusers_draws():
-    prompts = ["a cat on the beach", "a dog in the snow", "a red backpack in the jungle", "a vase on green grass"]
-    start, options = noise(4, 16), {"guidance_scale": 5.0}
+    prompts = ["a cat on the beach", "a red backpack in the jungle"]
+    start, options = noise(2, 16), {"guidance_scale": 5.0}
     expected = draw_with_diffusers(open_in_diffusers(BASE), prompts, start, "", num_inference_steps=25, **options)
     images = load_pipeline("pocket").generate(prompts, seed=0, noise=start, num_steps=25, **options)
     worst = min(psnr(ours, reference) for ours, reference in zip(images, expected, strict=True))

@@ -14,7 +14,9 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from jaxbooth.data.examples import cache_folder
-from jaxbooth.data.images import list_images
+from jaxbooth.data.folders import missing_folder
+from jaxbooth.data.images import check_images, list_images
+from jaxbooth.errors import DataError, list_problems
 from jaxbooth.pipeline import StableDiffusion
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,29 @@ def _record(config: PriorConfig, base_digest: str, prompt: str, resolution: int)
     return json.dumps(key, sort_keys=True, indent=1)
 
 
+def own_images(config: PriorConfig) -> list[Path]:
+    """The user's own class pictures, as many as are wanted.
+
+    Raises:
+        DataError: the folder is missing or holds no pictures.
+    """
+    if config.images is None:
+        return []
+    folder = Path(config.images).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"prior.images: {missing_folder(folder)}")
+    images = list_images(folder).images
+    if not images:
+        raise DataError(f"prior.images: {folder} holds no pictures. Leave prior.images out to have all of them drawn.")
+    return list(images[: config.num_images])
+
+
+def check_own_images(config: PriorConfig) -> None:
+    """Raises DataError, which lists all problems, unless every own class picture can be read."""
+    if problems := check_images(own_images(config)):
+        raise DataError(list_problems(f"prior.images, {config.images}:", problems))
+
+
 def missing_images(folder: Path, count: int) -> list[int]:
     """Numbers of the pictures, out of the first `count`, that are not there yet."""
     return [index for index in range(count) if not (folder / f"{index:05d}.png").is_file()]
@@ -64,7 +89,7 @@ def ensure_prior(
     sd: StableDiffusion, config: PriorConfig, prompt: str, base_digest: str, resolution: int, mesh: Mesh
 ) -> list[Path]:
     """Paths of `num_images` class pictures: the user's own first, the rest from the cache, drawn only where missing."""
-    own = list_images(Path(config.images).expanduser())[0][: config.num_images] if config.images else []
+    own = own_images(config)
     count = config.num_images - len(own)
     folder = prior_folder(config, base_digest, prompt, resolution)
     todo = missing_images(folder, count)

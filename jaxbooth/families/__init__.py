@@ -103,6 +103,11 @@ def from_diffusers(folder: str | Path) -> ModelFamily:
     files = {name: folder / name / "config.json" for name in names}
     files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
     missing = [f"{path.relative_to(folder)} is missing" for path in files.values() if not path.is_file()]
+    missing += [
+        f"{name}/vocab.json and {name}/merges.txt (or {name}/tokenizer.json) are missing"
+        for name in ("tokenizer", "tokenizer_2")[: len(names) - 2]
+        if not _has_tokenizer(folder / name)
+    ]
     if missing:
         raise ConversionError(list_problems(f"{folder} is not complete:", missing, "Download the pipeline again."))
     return build_family(index_text, {name: _read(path) for name, path in files.items()}, folder=str(folder))
@@ -154,8 +159,15 @@ def build_family(model_index: str, texts: Mapping[str, str], *, folder: str = ""
     )
 
 
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or all((folder / f).is_file() for f in ("vocab.json", "merges.txt"))
+
+
 def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{file} cannot be read ({error}). Download it again.") from error
 
 
 def _parse(text: str, where: str) -> Json:

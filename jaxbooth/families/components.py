@@ -74,6 +74,8 @@ def unet_config(config: Json, problems: list[str]) -> UNetConfig:
     read = _Reader("unet", config, problems)
     read.refuse_others(UNET_FIXED)
     channels = read.integers("block_out_channels", [320, 640, 1280, 1280])
+    if read.failed:
+        return UNetConfig()  # nothing per level can be checked without the number of levels
     levels = len(channels)
     text_time = config.get("addition_embed_type") == "text_time"
     unet = UNetConfig(
@@ -91,7 +93,7 @@ def unet_config(config: Json, problems: list[str]) -> UNetConfig:
         norm_num_groups=read.integer("norm_num_groups", 32),
         norm_eps=read.number("norm_eps", 1e-5),
         flip_sin_to_cos=read.flag("flip_sin_to_cos", True),
-        freq_shift=read.number("freq_shift", 0),
+        freq_shift=read.number("freq_shift", 0.0),
         addition_time_embed_dim=read.integer("addition_time_embed_dim", None) if text_time else None,
         projection_class_embeddings_input_dim=(
             read.integer("projection_class_embeddings_input_dim", None) if text_time else None
@@ -145,7 +147,8 @@ def clip_config(name: str, config: Json, problems: list[str]) -> CLIPTextConfig:
         projection_dim=read.integer("projection_dim", 512) if name == "text_encoder_2" else None,
     )
     if not read.failed and clip.hidden_size % clip.num_attention_heads:
-        problems.append(f"{name}: hidden_size {clip.hidden_size} is not a multiple of {clip.num_attention_heads} heads")
+        heads, width = clip.num_attention_heads, clip.hidden_size
+        problems.append(f"{name}: num_attention_heads {heads} does not divide hidden_size {width}")
     return clip
 
 
@@ -201,7 +204,7 @@ class _Reader:
     def number(self, key: str, default: float) -> float:
         value = self.config.get(key, default)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return value if is_number else self._wrong(key, value, "a number")
+        return float(value if is_number else self._wrong(key, value, "a number"))
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.config.get(key, default)
@@ -214,7 +217,7 @@ class _Reader:
             return (value,) * levels
         if isinstance(value, list) and value and all(map(_is_size, value)) and levels in (None, len(value)):
             return tuple(value)
-        return (self._wrong(key, value, f"a list of {levels or 'some'} whole numbers, one per level"),)
+        return (self._wrong(key, value, "a list of whole numbers, one per level"),)
 
     def block_types(self, key: str, default: tuple, levels: int, known: Collection[str]) -> tuple[str, ...]:
         value = self.config.get(key, list(default))

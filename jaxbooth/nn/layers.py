@@ -10,42 +10,6 @@ from jaxbooth.errors import ConfigError
 from jaxbooth.types import PRNGKey
 
 
-class GroupNorm(nnx.GroupNorm):
-    """Group normalisation in fp32 whose output is rounded once, to the compute dtype (Wu and He 2018)."""
-
-    def __init__(
-        self, channels: int, groups: int, eps: float, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        super().__init__(
-            channels, num_groups=groups, epsilon=eps, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs
-        )
-        self.out_dtype = dtype
-
-    def __call__(self, x: Float[Array, "b *n c"]) -> Float[Array, "b *n c"]:
-        """Normalises each group of channels over all positions of a row."""
-        return super().__call__(x).astype(self.out_dtype)
-
-
-class LayerNorm(nnx.LayerNorm):
-    """Layer normalisation in fp32 whose output is rounded once, to the compute dtype (Ba et al. 2016)."""
-
-    def __init__(self, width: int, eps: float, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        super().__init__(width, epsilon=eps, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs)
-        self.out_dtype = dtype
-
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """Normalises over the last axis."""
-        return super().__call__(x).astype(self.out_dtype)
-
-
-class Placeholder(nnx.Module):
-    """Keeps the index of a PyTorch layer that has no weights and, without dropout, does nothing."""
-
-    def __call__(self, x: Array) -> Array:
-        """Returns its input."""
-        return x
-
-
 class ParameterKeys:
     """Hands out one key per parameter, counting in Python.
 
@@ -61,6 +25,42 @@ class ParameterKeys:
         """Returns a new key at each call."""
         self._count += 1
         return jax.random.fold_in(self._key, self._count)
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Group normalisation in fp32 whose output is rounded once, to the compute dtype (Wu and He 2018)."""
+
+    def __init__(
+        self, channels: int, groups: int, eps: float, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: ParameterKeys
+    ):
+        super().__init__(
+            channels, num_groups=groups, epsilon=eps, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs
+        )
+        self.out_dtype = dtype
+
+    def __call__(self, x: Float[Array, "b *n c"]) -> Float[Array, "b *n c"]:
+        """Normalises each group of channels over all positions of a row."""
+        return super().__call__(x).astype(self.out_dtype)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalisation in fp32 whose output is rounded once, to the compute dtype (Ba et al. 2016)."""
+
+    def __init__(self, width: int, eps: float, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: ParameterKeys):
+        super().__init__(width, epsilon=eps, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs)
+        self.out_dtype = dtype
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Normalises over the last axis."""
+        return super().__call__(x).astype(self.out_dtype)
+
+
+class Placeholder(nnx.Module):
+    """Keeps the index of a PyTorch layer that has no weights and, without dropout, does nothing."""
+
+    def __call__(self, x: Array) -> Array:
+        """Returns its input."""
+        return x
 
 
 class LayerFactory:

@@ -35,7 +35,7 @@ class UNetConfig:
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     flip_sin_to_cos: bool = True
-    freq_shift: float = 0
+    freq_shift: float = 0.0
     addition_time_embed_dim: int | None = None  # SDXL: width of each size number's sinusoid
     projection_class_embeddings_input_dim: int | None = None  # SDXL: pooled text and six such sinusoids, side by side
 

@@ -21,6 +21,8 @@ from jaxbooth.weights.hub import resolve
 from jaxbooth.weights.torch_keys import Entry, canonical_key, entries, key_problems
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PLAIN_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+DTYPES = ("F16", "BF16", "F32", "F64")  # safetensors' names
 
 
 def load_pipeline(
@@ -85,13 +87,18 @@ def open_components(sd: StableDiffusion, folder: Path) -> dict[str, Callable[[st
 
 def open_component(folder: Path, wanted: list[Entry]) -> tuple[Callable[[str], np.ndarray], list[str]]:
     """A function that reads one tensor by its canonical key, and what does not fit `wanted`."""
-    where, shapes = {}, {}
+    where, shapes, problems = {}, {}, []
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="numpy") as handle:
-                for key in handle.keys():  # noqa: SIM118 (the handle is no dict)
-                    if (name := canonical_key(key)) is not None:
-                        where[name], shapes[name] = (file, key), tuple(handle.get_slice(key).get_shape())
+                for key in handle.keys():  # noqa: SIM118 (no mapping)
+                    if (name := canonical_key(key)) is None:
+                        continue
+                    if name in where:
+                        problems.append(f"twice: {name}, as {where[name][1]} and as {key}")
+                    if (dtype := handle.get_slice(key).get_dtype()) not in DTYPES:
+                        problems.append(f"quantised: {key} holds {dtype}; {', '.join(DTYPES)} can be read")
+                    where[name], shapes[name] = (file, key), tuple(handle.get_slice(key).get_shape())
         except (SafetensorError, OSError) as error:
             raise ConversionError(f"{file.name} cannot be read ({error}): download it again") from error
     wanted_keys = {entry.torch_key for entry in wanted}
@@ -104,7 +111,7 @@ def open_component(folder: Path, wanted: list[Entry]) -> tuple[Callable[[str], n
         with safe_open(file, framework="numpy") as handle:
             return handle.get_tensor(stored_key)
 
-    return read, key_problems(wanted, shapes)
+    return read, problems + key_problems(wanted, shapes)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -115,17 +122,9 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ConversionError(f"{folder} is missing")
-    indices = sorted(folder.glob("*.safetensors.index*.json"), key=lambda file: (len(file.name), file.name))
-    if indices:
-        names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
-        gone = [name for name in names if not (folder / name).is_file()]
-        if gone:
-            raise ConversionError(f"{indices[0].name} names files that are missing: {', '.join(gone)}")
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"), key=lambda file: (len(file.name), file.name))
-    plain = [file for file in files if file.name in ("diffusion_pytorch_model.safetensors", "model.safetensors")]
-    if plain or files:
-        return [(plain or files)[0]]
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index*.json")], key=_preference)
+    if files:
+        return _shards(files[0]) if files[0].suffix == ".json" else [files[0]]
     pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
     if pickles:
         raise ConversionError(
@@ -133,6 +132,23 @@ def weight_files(folder: Path) -> list[Path]:
             "Convert them: pipe.save_pretrained(folder, safe_serialization=True) in diffusers"
         )
     raise ConversionError("no .safetensors file")
+
+
+def _preference(file: Path) -> tuple:
+    """Sorts a component's files: those without variant (`fp16`, `non_ema`) first, indices before what they name."""
+    is_plain = file.name.removesuffix(".index.json") in PLAIN_NAMES
+    return not is_plain, file.suffix != ".json", len(file.name), file.name
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{index.name} cannot be read ({error!r}): download it again") from error
+    gone = [name for name in names if not (index.parent / name).is_file()]
+    if gone:
+        raise ConversionError(f"{index.name} names files that are missing: {', '.join(gone)}")
+    return [index.parent / name for name in names]
 
 
 def _fill(module: nnx.Module, read: Callable[[str], np.ndarray], mesh: Mesh | None) -> nnx.Module:

@@ -33,15 +33,16 @@ def save_pipeline(sd: StableDiffusion, folder: str | Path, *, dtype: str | None 
         dtype: Dtype of the saved weights, e.g. `float16`; default: as they are.
 
     Raises:
-        ConversionError: the folder is not empty, or an adapter is still attached.
+        ConversionError: the folder is not empty or cannot be made, or an adapter is still attached.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConversionError(f"{folder} is not empty: give a new folder, nothing is overwritten")
     tables = {name: entries(module) for name, module in sd.components()}
     draft = folder.with_name(f".{folder.name}.writing")
     if jax.process_index() == 0:
         shutil.rmtree(draft, ignore_errors=True)
+        _make(draft)
         _write_configs(sd.family, draft)
     for name, module in sd.components():
         tensors = torch_tensors(module, tables[name], dtype)
@@ -54,6 +55,13 @@ def save_pipeline(sd: StableDiffusion, folder: str | Path, *, dtype: str | None 
             folder.rmdir()
         draft.replace(folder)  # whole or not there
     return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConversionError(f"{folder.parent} cannot be written ({error.strerror})") from error
 
 
 def torch_tensors(module: nnx.Module, table: list[Entry], dtype: str | None) -> dict[str, np.ndarray]:
@@ -71,7 +79,7 @@ def _on_host(array: jax.Array, dtype: str | None) -> np.ndarray:
 def _write_configs(family: ModelFamily, folder: Path) -> None:
     """The JSON files as they were read, and the tokenizers' files as they lie in the base."""
     for name, text in zip(family.component_names, family.component_configs, strict=True):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
         (folder / name / "config.json").write_text(text, encoding="utf-8")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(family.scheduler_config, encoding="utf-8")

@@ -15,6 +15,7 @@ TOLERANCE = 1e-4  # of the largest number in an array, float32
 COMPILER_OPTIONS = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
     "exec_time_optimization_effort": -1.0,
 }
 # Softmax does not see a constant added to a row of scores: a key's bias has no gradient, only rounding errors.
