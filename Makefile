@@ -19,7 +19,7 @@ $(VENV)/installed-test: setup.cfg pyproject.toml
 # Teaches the embedded base a subject that it has never seen, on the CPU, and shows where the pictures are.
 demo: $(VENV)/installed
 	$(BIN)/jaxbooth train configs/demo.yaml
-	$(BIN)/jaxbooth sample runs/demo --prompt "a sks dog on green grass" --num 4 --steps 30 --guidance 4 --out runs/demo/extra
+	$(BIN)/jaxbooth sample runs/demo --prompt "a sks stuffed animal with a mountain in the background" --num 4 --steps 30 --guidance 3 --out runs/demo/extra
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest

@@ -139,9 +139,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    from jaxbooth.errors import JaxboothError
-    from jaxbooth.training.loop import Preempted
-    from jaxbooth.training.preemption import PREEMPTED
+    from jaxbooth.errors import PREEMPTED, JaxboothError, Preempted
 
     try:
         app(standalone_mode=False)

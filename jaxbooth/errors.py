@@ -29,6 +29,13 @@ class MethodError(JaxboothError):
     """A method cannot be applied to this model."""
 
 
+PREEMPTED = 75  # exit code: stopped on request after a checkpoint; run the same command again (sysexits.h: EX_TEMPFAIL)
+
+
+class Preempted(Exception):
+    """The run was asked to stop and has saved; running the same command again goes on."""
+
+
 def list_problems(heading: str, problems: list[str], advice: str = "") -> str:
     """Formats several problems as one message: a heading, one line each, then what to do."""
     lines = [heading, *(f"  - {problem}" for problem in problems)]

@@ -3,6 +3,7 @@
 import math
 
 from jaxbooth.config import dump
+from jaxbooth.data.examples import cache_folder
 from jaxbooth.data.prompts import check_token
 from jaxbooth.pipeline import tokenize, tokenizers
 from jaxbooth.prepare import Prepared, parameter_table
@@ -107,4 +108,6 @@ def _files(prepared: Prepared) -> list[str]:
     run = prepared.run
     files = [run.config_file, run.record_file, run.path / "metrics.jsonl", run.checkpoints / "<step>/"]
     files += [run.samples / "before/", run.samples / "after/", run.path / "contact_sheet.png"]
-    return [str(file) for file in files + ([run.pipeline / ""] if prepared.config.export else [])]
+    files += [run.pipeline / ""] if prepared.config.export else []
+    kept = "VAE moments and prior pictures" if prepared.uses_prior else "VAE moments"
+    return [*map(str, files), f"{cache_folder()} ({kept} that are not there yet; shared by all runs)"]

@@ -1,11 +1,14 @@
 """Families from folders: what is read, what old files leave out, and everything that is refused, by name."""
 
+import functools
+import inspect
 import json
 
 import pytest
 
 from jaxbooth.errors import ConversionError
 from jaxbooth.families import build_family, from_diffusers, tiny_family
+from jaxbooth.families.components import CLIP_FIXED, UNET_FIXED, VAE_FIXED, clip_config, unet_config, vae_config
 from jaxbooth.families.tiny import tiny_files
 from jaxbooth.nn.clip_text import CLIPTextConfig
 from jaxbooth.nn.unet import UNetConfig
@@ -89,6 +92,11 @@ def test_keys_that_old_files_lack_have_the_libraries_defaults():
     assert family.text_encoders == (CLIPTextConfig(eos_token_id=49407),)
 
 
+@pytest.mark.parametrize(("name", "latents"), [("sd1", 64), ("sdxl", 128)])
+def test_a_unet_without_a_sample_size_draws_its_familys_usual_pictures(name, latents, tmp_path):
+    assert from_diffusers(write(tmp_path, name, unet={"sample_size": None})).unet.sample_size == latents
+
+
 def test_keys_that_no_library_knows_and_trainers_leave_behind_are_ignored(tmp_path):
     ema = {"decay": 0.9999, "optimization_step": 4000, "_name_or_path": "somewhere"}
     assert from_diffusers(write(tmp_path, "sd1", unet=ema)).unet == tiny_family("sd1").unet
@@ -130,6 +138,8 @@ UNIMPLEMENTED = [
     ("vae", "shift_factor", 0.1159),
     ("vae", "act_fn", "relu"),
     ("vae", "down_block_types", ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]),
+    ("vae", "down_block_types", ...),  # then diffusers would make one level, whatever block_out_channels says
+    ("vae", "up_block_types", ["UpDecoderBlock2D"] * 3),
     ("vae", "scaling_factor", None),
     ("vae", "norm_num_groups", 5),
     ("text_encoder", "hidden_act", "gelu_new"),
@@ -145,6 +155,64 @@ def test_a_value_that_is_not_implemented_is_refused_by_name(component, key, valu
     message = refusal(write(tmp_path, "sd1", **{component: {key: value}}))
     problems = [line for line in message.splitlines() if line.startswith("  - ")]
     assert problems and all(line.startswith(f"  - {component}: ") and key in line for line in problems), message
+
+
+FIXED = {"unet": UNET_FIXED, "vae": VAE_FIXED, "text_encoder": CLIP_FIXED}
+READERS = {"unet": unet_config, "vae": vae_config, "text_encoder": functools.partial(clip_config, "text_encoder_2")}
+HARMLESS = {
+    "unet": {
+        "upcast_attention",  # scores are fp32 in any case
+        "addition_embed_type_num_heads",  # belongs to an addition_embed_type that is refused
+    },
+    "vae": {"force_upcast", "sample_size"},  # the VAE is fp32 in any case and takes pictures of any size
+    "text_encoder": {"initializer_range", "initializer_factor", "pad_token_id", "bos_token_id"},
+}
+
+
+@pytest.mark.parametrize(("component", "key"), [(part, key) for part, table in FIXED.items() for key in table])
+def test_every_key_with_fixed_values_refuses_any_other(component, key):
+    index, texts = tiny_files("sd1")
+    for value in ("another", 7, [7]):
+        config = json.dumps(json.loads(texts[component]) | {key: value})
+        with pytest.raises(ConversionError, match=f"- {component}: {key} is "):
+            build_family(index, texts | {component: config})
+
+
+@pytest.mark.parametrize("component", FIXED)
+def test_every_key_that_the_libraries_know_is_read_or_fixed_at_their_default(component):
+    theirs, config = library_defaults(component), Recorder()
+    READERS[component](config, [])
+    assert not theirs.keys() - config.defaults.keys() - HARMLESS[component]
+    wrong = {key: default for key, default in config.defaults.items() if key in theirs and default != theirs[key]}
+    # diffusers has none; its pipelines choose, as `test_a_unet_without_a_sample_size_...` shows.
+    assert wrong == ({"sample_size": 128} if component == "unet" else {})
+
+
+class Recorder(dict):
+    """A file without keys, except that SDXL's are asked for; notes what is asked for and the default."""
+
+    def __init__(self):
+        super().__init__(addition_embed_type="text_time")
+        self.defaults = {}
+
+    def get(self, key, default=None):
+        self.defaults.setdefault(key, tuple(default) if isinstance(default, list) else default)
+        return super().get(key, default)
+
+
+def library_defaults(component):
+    """Each configuration key of diffusers' or transformers' class, with its default."""
+    if component == "text_encoder":
+        import transformers
+
+        common = transformers.PretrainedConfig().to_dict()
+        own = transformers.CLIPTextConfig().to_dict()
+        return {key: value for key, value in own.items() if key not in common and key != "model_type"}
+    import diffusers
+
+    kind = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[component]
+    parameters = inspect.signature(kind.__init__).parameters
+    return {key: parameter.default for key, parameter in parameters.items() if key != "self"}
 
 
 def test_all_problems_are_listed_at_once(tmp_path):
@@ -172,6 +240,11 @@ def test_all_problems_are_listed_at_once(tmp_path):
         ("sdxl", {"unet": {"projection_class_embeddings_input_dim": 70}}, "not 72"),
         ("sdxl", {"text_encoder_2": {"max_position_embeddings": 64}}, "max_position_embeddings"),
         ("sdxl", {"unet": {"addition_time_embed_dim": None}}, "addition_time_embed_dim"),
+        (
+            "sdxl",
+            {"unet": {"addition_time_embed_dim": 9, "projection_class_embeddings_input_dim": 78}},
+            "addition_time_embed_dim is 9; implemented: even",
+        ),
     ],
 )
 def test_components_that_do_not_belong_together_are_refused(name, changes, named, tmp_path):

@@ -33,7 +33,7 @@ PLACES = (
     "on the moon",
 )
 CLASS_PICTURES = 24
-OPTIONS = {"num_steps": 30, "guidance_scale": 4.0, "batch_size": 24}
+OPTIONS = {"num_steps": 30, "guidance_scale": 3.0, "batch_size": 24}
 
 
 def pictures(sd, prompts: list[str], seed: int, folder: Path) -> np.ndarray:

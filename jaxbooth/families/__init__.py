@@ -110,7 +110,7 @@ def from_diffusers(folder: str | Path) -> ModelFamily:
     ]
     if missing:
         raise ConversionError(list_problems(f"{folder} is not complete:", missing, "Download the pipeline again."))
-    return build_family(index_text, {name: _read(path) for name, path in files.items()}, folder=str(folder))
+    return build_family(index_text, {name: _read(path) for name, path in files.items()}, folder=str(folder.absolute()))
 
 
 def build_family(model_index: str, texts: Mapping[str, str], *, folder: str = "") -> ModelFamily:

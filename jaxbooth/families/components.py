@@ -50,8 +50,6 @@ UNET_FIXED = {
 }
 VAE_FIXED = {
     "act_fn": ("silu", "swish"),
-    "down_block_types": ("DownEncoderBlock2D",),
-    "up_block_types": ("UpDecoderBlock2D",),
     "shift_factor": (None, 0),
     "latents_mean": (None,),
     "latents_std": (None,),
@@ -79,7 +77,7 @@ def unet_config(config: Json, problems: list[str]) -> UNetConfig:
     levels = len(channels)
     text_time = config.get("addition_embed_type") == "text_time"
     unet = UNetConfig(
-        sample_size=read.integer("sample_size", 64, null_is_default=True),
+        sample_size=read.integer("sample_size", 128 if text_time else 64, null_is_default=True),
         in_channels=read.integer("in_channels", 4),
         out_channels=read.integer("out_channels", 4),
         block_out_channels=channels,
@@ -108,10 +106,13 @@ def vae_config(config: Json, problems: list[str]) -> VAEConfig:
     """Reads vae/config.json."""
     read = _Reader("vae", config, problems)
     read.refuse_others(VAE_FIXED)
+    channels = read.integers("block_out_channels", [64])
+    for key, block_type in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        read.block_types(key, (block_type,), len(channels), (block_type,))
     vae = VAEConfig(
         in_channels=read.integer("in_channels", 3),
         out_channels=read.integer("out_channels", 3),
-        block_out_channels=read.integers("block_out_channels", [64]),
+        block_out_channels=channels,
         layers_per_block=read.integer("layers_per_block", 1),
         latent_channels=read.integer("latent_channels", 4),
         norm_num_groups=read.integer("norm_num_groups", 32),
@@ -243,6 +244,8 @@ def _check_widths(unet: UNetConfig, problems: list[str]) -> None:
     _check_groups("unet", unet.block_out_channels, unet.norm_num_groups, problems)
     if unet.block_out_channels[0] % 2:
         problems.append(f"unet: block_out_channels starts with {unet.block_out_channels[0]}; implemented: even widths")
+    if (unet.addition_time_embed_dim or 0) % 2:
+        problems.append(f"unet: addition_time_embed_dim is {unet.addition_time_embed_dim}; implemented: even widths")
     types = zip(unet.down_block_types, reversed(unet.up_block_types), strict=True)
     for level, level_types in enumerate(types):
         width, heads = unet.block_out_channels[level], unet.num_attention_heads[level]

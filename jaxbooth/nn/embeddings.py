@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
@@ -26,9 +27,10 @@ def sinusoids(
         freq_shift: shift of the frequencies' spacing, 0 in Stable Diffusion.
     """
     half = dim // 2
-    exponents = -math.log(MAX_PERIOD) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    # On the host and in fp64: a rounding here is multiplied by the timestep, and backends differ in their exp.
+    frequencies = np.exp(-math.log(MAX_PERIOD) * np.arange(half) / (half - freq_shift)).astype(np.float32)
     # Not jnp.multiply.outer: the frequencies get as many leading axes of one as `values` has.
-    frequencies = jnp.exp(exponents).reshape((1,) * values.ndim + (half,))
+    frequencies = frequencies.reshape((1,) * values.ndim + (half,))
     angles = values.astype(jnp.float32)[..., None] * frequencies
     waves = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
     return jnp.concatenate(waves, axis=-1)

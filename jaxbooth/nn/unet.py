@@ -135,14 +135,14 @@ class UNet2DConditionModel(nnx.Module):
     ) -> Float[Array, "b d"]:
         """Embeds the timestep and, for SDXL, adds the embedding of pooled text and sizes."""
         config = self.config
-        waves = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
-        temb = self.time_embedding(sinusoids(timesteps, config.block_out_channels[0], **waves))
         given = (text_embeds is not None, time_ids is not None)
         if given != (config.size_conditioning,) * 2:
             raise ValueError(
                 "text_embeds and time_ids go to an SDXL UNet, both of them, and to no other: "
                 f"this UNet {'needs' if config.size_conditioning else 'has no use for'} them."
             )
+        waves = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
+        temb = self.time_embedding(sinusoids(timesteps, config.block_out_channels[0], **waves))
         if not config.size_conditioning:
             return temb
         sizes = sinusoids(time_ids, config.addition_time_embed_dim, **waves).reshape(time_ids.shape[0], -1)

@@ -10,17 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxbooth.errors import JaxboothError, list_problems
+from jaxbooth.errors import JaxboothError, Preempted, list_problems
 from jaxbooth.training.checkpoint import CheckpointStore
 from jaxbooth.training.metrics import MetricsWriter, ProgressLine
 from jaxbooth.training.preemption import Preemption
 from jaxbooth.training.state import TrainState
 
 log = logging.getLogger(__name__)
-
-
-class Preempted(Exception):
-    """The run was asked to stop and has saved; running the same command again goes on."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from jax.experimental import multihost_utils
 
 logger = logging.getLogger(__name__)
 
-PREEMPTED = 75  # exit code: stopped on request after a checkpoint; run the same command again (sysexits.h: EX_TEMPFAIL)
-
 
 class Preemption:
     """Notices a request to stop; a context manager around the training loop.

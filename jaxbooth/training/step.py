@@ -77,7 +77,7 @@ def make_train_step(
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
             ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, adapter)
-        return adapter, opt_state, ema, metrics | {"grad_norm": optax.global_norm(grads)}
+        return adapter, opt_state, ema, metrics | {"grad_norm": optax.tree.norm(grads)}
 
     def train_step(state: TrainState, base: Flat, batch: Batch):
         subjects = batch.weights.shape[0]

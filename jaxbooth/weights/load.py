@@ -142,7 +142,7 @@ def _preference(file: Path) -> tuple:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{index.name} cannot be read ({error!r}): download it again") from error
     gone = [name for name in names if not (index.parent / name).is_file()]

@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxbooth.errors import ConversionError
+from jaxbooth.errors import ConversionError, list_problems
 
 
 class Layout(Enum):
@@ -137,15 +136,20 @@ def to_torch(module: nnx.Module) -> dict[str, np.ndarray]:
     return {e.torch_key: e.layout.to_torch(np.asarray(values[e.path][...])) for e in entries(module)}
 
 
-def from_torch(module: nnx.Module, state_dict: dict[str, np.ndarray]) -> dict[tuple, jnp.ndarray]:
+def from_torch(module: nnx.Module, state_dict: dict[str, np.ndarray]) -> dict[tuple[str | int, ...], np.ndarray]:
     """The inverse of `to_torch`: arrays in our layout by path, for a module of the same configuration.
 
     Raises:
-        ConversionError: keys or shapes do not fit; lists all of them.
+        ConversionError: keys or shapes do not fit, or two keys are spellings of one; lists all of them.
     """
-    table = entries(module)
-    arrays = {name: array for key, array in state_dict.items() if (name := canonical_key(key)) is not None}
-    problems = key_problems(table, {key: array.shape for key, array in arrays.items()})
+    table, arrays, problems = entries(module), {}, []
+    for key, array in state_dict.items():
+        name = canonical_key(key)
+        if name in arrays:
+            problems.append(f"twice: {name}, once as {key}")
+        if name is not None:
+            arrays[name] = array
+    problems += key_problems(table, {name: array.shape for name, array in arrays.items()})
     if problems:
-        raise ConversionError("\n  ".join([f"{len(problems)} weights do not fit:", *problems]))
+        raise ConversionError(list_problems(f"{len(problems)} weights do not fit:", problems))
     return {e.path: e.layout.from_torch(arrays[e.torch_key]) for e in table}

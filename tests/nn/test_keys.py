@@ -82,7 +82,7 @@ SD15_CLIP = {
     "num_hidden_layers": 12,
     "projection_dim": 768,
 }
-CLIPS = {
+CLIPS = {  # SDXL's first text encoder has SD 1.5's sizes
     "sd15": SD15_CLIP,
     "sd21": SD15_CLIP
     | {
@@ -103,8 +103,10 @@ CLIPS = {
         "projection_dim": 1280,
     },
 }
-# Parameter counts as model cards and papers give them, in millions.
-UNET_MILLIONS = {"sd15": 860, "sd21": 866, "sdxl": 2567}
+# As counted in the published weights.
+UNET_PARAMETERS = {"sd15": 859_520_964, "sd21": 865_910_724, "sdxl": 2_567_463_684}
+VAE_PARAMETERS = 83_653_863
+CLIP_PARAMETERS = {"sd15": 123_060_480, "sd21": 340_387_840, "sdxl text_encoder_2": 694_659_840}
 
 
 def assert_same_parameters(make, theirs):
@@ -121,7 +123,7 @@ def test_full_size_unet_has_diffusers_parameters(name):
         theirs = diffusers.UNet2DConditionModel.from_config(UNETS[name])
     config = read(unet_config, UNETS[name])
     count = assert_same_parameters(lambda: UNet2DConditionModel(config, rngs=nnx.Rngs(0)), theirs)
-    assert round(count / 1e6) == UNET_MILLIONS[name]
+    assert count == UNET_PARAMETERS[name]
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_quant_conv": False, "use_post_quant_conv": False}])
@@ -129,7 +131,8 @@ def test_full_size_vae_has_diffusers_parameters(changes):
     with torch.device("meta"):
         theirs = diffusers.AutoencoderKL.from_config(VAE | changes)
     config = read(vae_config, VAE | changes)
-    assert_same_parameters(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)), theirs)
+    count = assert_same_parameters(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)), theirs)
+    assert changes or count == VAE_PARAMETERS
 
 
 @pytest.mark.parametrize("name", CLIPS)
@@ -140,7 +143,8 @@ def test_full_size_text_encoder_has_transformers_parameters(name):
         theirs = kind(transformers.CLIPTextConfig(**CLIPS[name]))
     component = "text_encoder_2" if second else "text_encoder"
     config = read(lambda values, problems: clip_config(component, values, problems), CLIPS[name])
-    assert_same_parameters(lambda: CLIPTextModel(config, rngs=nnx.Rngs(0)), theirs)
+    count = assert_same_parameters(lambda: CLIPTextModel(config, rngs=nnx.Rngs(0)), theirs)
+    assert count == CLIP_PARAMETERS[name]
 
 
 def read(reader, values):

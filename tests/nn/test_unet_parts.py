@@ -1,10 +1,12 @@
 """Every module of the UNet against PyTorch's of the same weights, from the smallest to a whole level."""
 
+import jax.numpy as jnp
 import pytest
 import torch
+from flax import nnx
 from torch_twins import TOLERANCE, assert_close, normal, ours_like, part, randomise, run, to_nhwc, to_torch
 
-from jaxbooth.nn.layers import GroupNorm, LayerNorm
+from jaxbooth.nn.layers import GroupNorm, LayerFactory, LayerNorm
 from jaxbooth.nn.transformer_2d import GEGLU
 
 TRANSFORMER = "down_blocks.0.attentions.0"
@@ -125,9 +127,4 @@ def test_every_norm_has_pytorchs_groups_and_epsilon(unets, vaes, clips):
 
 
 def make_layers():
-    import jax.numpy as jnp
-    from flax import nnx
-
-    from jaxbooth.nn.layers import LayerFactory
-
     return LayerFactory(jnp.float32, jnp.float32, nnx.Rngs(0))

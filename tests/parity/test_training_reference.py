@@ -7,13 +7,10 @@ Both sides see the same pictures, captions, latents, noise and timesteps. What i
 - after 20 steps every parameter tensor, and the way that all of them went.
 
 AdamW divides a gradient by its own size: between two right answers, an element whose gradient is no larger than its
-rounding errors may go either way at full speed. The UNet's cases therefore take an epsilon above the rounding errors,
-which makes the comparison of single elements well-posed, and a large learning rate and decay. The cases with the text
-encoder take the default optimiser, with its epsilon of 1e-8.
-
-With that, a tensor without any gradient goes anywhere: that is so for the bias of a key (softmax does not see what is
-added to all scores of a row), which only the text encoder has. For those tensors the tests state instead why they may
-differ: no gradient on either side, a way no longer than AdamW's, and the same text states with either side's.
+rounding errors may go either way at full speed. And one tensor has no gradient at all: the bias of the text encoder's
+keys, since softmax does not see what is added to all scores of a row. So these cases take an epsilon above the rounding
+errors, which makes the comparison of every single element well-posed, and a large learning rate and decay. The default
+optimiser, with its epsilon of 1e-8, takes the UNet through v-prediction, at the small steps that are its own.
 """
 
 from functools import cache
@@ -39,9 +36,9 @@ from jaxbooth.training.step import make_train_step, row_keys
 from jaxbooth.weights.torch_keys import canonical_key, to_torch
 
 STEPS, SEED = 20, 3
-WELL_POSED = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, epsilon=1e-6, beta1=0.8, beta2=0.99)
+WELL_POSED = OptimizerConfig(learning_rate=3e-4, weight_decay=0.1, epsilon=1e-6, beta1=0.8, beta2=0.99)
 DEFAULT = OptimizerConfig()
-KEY_BIAS = "self_attn.k_proj.bias"  # its gradient is zero: see above
+NO_GRADIENT = "self_attn.k_proj.bias"  # see above; rounding errors are all that is there
 CAPTIONS = ["a sks dog", "a sks dog in the snow", "a photo of a sks dog"]
 CLASS_PROMPT = "a dog"
 # Compiling is nearly all of the time; the arithmetic is the same without LLVM's effort.
@@ -171,13 +168,21 @@ def error(ours, theirs):
 
 
 def worst(ours, theirs):
-    """The error of the tensor that differs most, and its name; tensors without a gradient aside."""
+    """The error of the tensor that differs most, and its name."""
     assert ours.keys() == theirs.keys()
-    return max((error(ours[name], theirs[name]), name) for name in ours if not name.endswith(KEY_BIAS))
+    return max((error(ours[name], theirs[name]), name) for name in ours)
+
+
+def split_gradients(moments):
+    """Those that are there; and those that are zero, in parts of a gradient next to them."""
+    there = {name: moment for name, moment in moments.items() if not name.endswith(NO_GRADIENT)}
+    rest = moments.keys() - there.keys()
+    zeros = [np.abs(moments[name]).max() / np.abs(moments[name.replace("k_proj", "q_proj")]).max() for name in rest]
+    return there, zeros
 
 
 def difference(ours, theirs):
-    return {name: ours[name] - theirs[name] for name in ours if not name.endswith(KEY_BIAS)}
+    return {name: ours[name] - theirs[name] for name in ours}
 
 
 def length(tensors):
@@ -200,8 +205,8 @@ def make_ours(twin_folder):
 
 MODELS = {
     "UNet": ("sd1", False, None, WELL_POSED),
-    "UNet and text encoder": ("sd1", True, None, DEFAULT),
-    "UNet with v-prediction and min-SNR": ("sd2", False, 5.0, WELL_POSED),
+    "UNet and text encoder": ("sd1", True, None, WELL_POSED),
+    "UNet with v-prediction and min-SNR": ("sd2", False, 5.0, DEFAULT),
 }
 
 
@@ -226,40 +231,22 @@ def test_one_step_and_then_twenty_equal_pytorch(make_ours, twin_folder, model, p
         norms.append(norm)
         if number == 0:
             parameters, moments = ours.by_torch_key(state.adapter), ours.by_torch_key(first_moments(state))
-            gradients = worst(moments, reference.moments())
+            gradients, zeros = split_gradients(moments)
+            their_gradients, their_zeros = split_gradients(reference.moments())
             update = worst(parameters, {name: adamw(optimizer, before[name], moments[name]) for name in before})
-            one = worst(parameters, reference.parameters())
+            one = worst(gradients, their_gradients), update, worst(parameters, reference.parameters())
     assert max(norms) > optimizer.max_grad_norm  # or clipping would not be tested
 
     parameters, theirs = ours.by_torch_key(state.adapter), reference.parameters()
-    twenty, way = worst(parameters, theirs), difference(theirs, before)
-    astray = length(difference(parameters, theirs)) / length(way)
-    print(f"1 step: gradients {gradients}, update {update}, parameters {one}; 20: {twenty}, way {astray:.1e}")
-    assert gradients[0] <= 1e-5 and update[0] <= 1e-6
-    assert one[0] <= 2e-5 and twenty[0] <= 1e-4
-    assert astray <= 1e-3
-    if trains_text_encoder:
-        assert_key_biases_only_drift(reference, optimizer, before, parameters, ours.by_torch_key(first_moments(state)))
+    twenty, way, astray = worst(parameters, theirs), difference(theirs, before), difference(parameters, theirs)
+    print("1 step: gradients {}, update {}, parameters {};".format(*one), end=" ")
+    print(f"20: {twenty}, {length(astray):.1e} astray on a way of {length(way):.1e}")
+    assert one[0][0] <= 1e-5 and one[1][0] <= 1e-6 and one[2][0] <= 2e-5
+    assert max(zeros + their_zeros, default=0) <= 1e-5 and bool(zeros) == trains_text_encoder
+    assert twenty[0] <= 1e-4
+    rounding = STEPS * np.finfo(np.float32).eps * length(theirs)  # of the sums alone
+    assert length(astray) <= 1e-3 * length(way) + rounding
 
 
 def first_moments(state):
     return state.opt_state[1][0].mu
-
-
-def assert_key_biases_only_drift(reference, optimizer, before, parameters, moments):
-    theirs, their_moments = reference.parameters(), reference.moments()
-    names = [name for name in theirs if name.endswith(KEY_BIAS)]
-    assert len(names) == reference.text_encoder.config.num_hidden_layers
-    # Kingma and Ba 2015, Section 2.1: no step is longer; the decay comes on top.
-    longest = optimizer.learning_rate * ((1 - optimizer.beta1) / (1 - optimizer.beta2) ** 0.5 + optimizer.weight_decay)
-    for name in names:
-        with_gradient = np.abs(their_moments[name.replace("k_proj", "q_proj")]).max()
-        for moment in (moments[name], their_moments[name]):
-            assert np.abs(moment).max() < 1e-5 * with_gradient
-        for end in (parameters[name], theirs[name]):
-            assert np.abs(end - before[name]).max() < STEPS * longest
-    with torch.no_grad():
-        states = reference.text_states(CAPTIONS).numpy()
-        for name in names:
-            reference.named[name].copy_(torch.from_numpy(parameters[name]))
-        assert error(reference.text_states(CAPTIONS).numpy(), states) < 1e-5

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxbooth.errors import PREEMPTED
 from jaxbooth.training.checkpoint import CheckpointStore
 from jaxbooth.training.checkpoint_folder import CheckpointFolder
-from jaxbooth.training.preemption import PREEMPTED, Preemption
+from jaxbooth.training.preemption import Preemption
 
 AXES = ("subject", "data", "fsdp")
 

@@ -5,8 +5,9 @@ import threading
 import pytest
 from program_runner import resumed_step
 
+from jaxbooth.errors import PREEMPTED
 from jaxbooth.training.checkpoint_folder import CheckpointFolder
-from jaxbooth.training.preemption import PREEMPTED, Preemption
+from jaxbooth.training.preemption import Preemption
 
 
 def test_nothing_is_reached_without_a_signal():
