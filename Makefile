@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	$(BIN)/jaxbooth sample runs/demo --prompt "a sks stuffed animal with a mountain in the background" --num 4 --steps 30 --guidance 3 --out runs/demo/extra
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m ""

@@ -65,7 +65,7 @@ def sample(
     num: Annotated[int, typer.Option(min=1, help="Pictures.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance; 1 = off.")] = 7.5,
-    seed: Annotated[int, typer.Option(help="Picture i is drawn from fold_in(seed, i).")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Picture i is drawn from fold_in(seed, i).")] = 0,
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
     sampler: Annotated[str, typer.Option(help="ddim, euler, dpmpp_2m or euler_ancestral.")] = "ddim",
 ) -> None:

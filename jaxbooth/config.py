@@ -41,7 +41,7 @@ class TrainConfig(Section):
     batch_size: int = Field(
         1, ge=1, description="Instance rows per subject and step, over the whole mesh; prior rows come on top."
     )
-    seed: int = Field(0, ge=0, description="Seed of data order, noise and timesteps.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of data order, noise and timesteps.")
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="Parts in which a step's rows are taken, to save memory."
     )
@@ -76,7 +76,7 @@ class SampleConfig(Section):
     sampler: str = Field("ddim", description="ddim, euler, dpmpp_2m or euler_ancestral.")
     negative_prompt: str = Field("", description="Text of the unconditional half.")
     batch_size: int = Field(4, ge=1, description="Pictures per device and program call.")
-    seed: int = Field(0, description="Seed of the pictures, the same before and after.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the pictures, the same before and after.")
 
 
 class Config(Section):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from jaxbooth.config import Config
 from jaxbooth.data.captions import CaptionedImage
 from jaxbooth.data.datasets import load_captioned
 from jaxbooth.data.prior import check_own_images
-from jaxbooth.data.prompts import class_prompt, render_all
+from jaxbooth.data.prompts import CLASS_TEMPLATE, render, render_all
 from jaxbooth.data.subjects import Subject, load_subject
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.diffusion.sample import SAMPLERS
+from jaxbooth.diffusion.schedule import NoiseSchedule
 from jaxbooth.errors import ConfigError, JaxboothError, MethodError
 from jaxbooth.families import ModelFamily
 from jaxbooth.pipeline import build, latent_shape, schedule_of, tokenizers
@@ -62,7 +64,7 @@ class Prepared:
 
     def prior_prompt(self, subject: Subject) -> str:
         """The class prompt of a subject."""
-        return self.config.prior.prompt or class_prompt(subject.class_noun)
+        return render(self.config.prior.prompt or CLASS_TEMPLATE, None, subject.class_noun)
 
     def instance_images(self) -> list[list[CaptionedImage]]:
         """Captioned pictures of each subject, or of the data set."""
@@ -91,8 +93,8 @@ class Problems:
             raise type(self.errors[0])("\n".join(str(error) for error in self.errors))
 
 
-def prepare(config: Config) -> Prepared:
-    """Reads and checks base, pictures, prompts, mesh and run folder.
+def prepare(config: Config, devices: list[jax.Device] | None = None) -> Prepared:
+    """Reads and checks base, pictures, prompts, mesh and run folder; `devices` are those of the mesh, default all.
 
     Raises:
         JaxboothError: every problem found, in one message; nothing was written.
@@ -102,7 +104,7 @@ def prepare(config: Config) -> Prepared:
     problems.run(run.check_writable)
     subjects = [problems.run(load_subject, subject) for subject in config.subjects]
     dataset = problems.run(load_captioned, config.dataset) if config.dataset is not None else None
-    mesh = problems.run(make_mesh, config.mesh)
+    mesh = problems.run(make_mesh, config.mesh, devices)
     commit = config.base.revision or problems.run(run.recorded_commit)
     base = problems.run(resolve, config.base.path, commit)
     family = problems.run(families.from_diffusers, base) if base is not None else None
@@ -110,9 +112,11 @@ def prepare(config: Config) -> Prepared:
         problems.run(check_weight_files, family, base)
         problems.run(tokenizers, family.folder, len(family.text_encoders))
     objective = problems.run(make_objective, config, family) if family is not None else None
-    problems.run(_check_sampling, config)
+    if objective is not None:
+        problems.run(_check_sampling, config, objective.schedule)
     if config.subjects and config.prior.loss_weight > 0:
         problems.run(check_own_images, config.prior)
+        problems.run(render, config.prior.prompt or CLASS_TEMPLATE, None, "")
     resolution = problems.run(_resolution, config, family) if family is not None else None
     prompts = problems.run(_prompts, config, config.sample.prompts)
     class_prompts = problems.run(_prompts, config, config.sample.class_prompts)
@@ -151,10 +155,20 @@ def _prompts(config: Config, templates: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(render_all(templates, config.subjects[0].token, config.subjects[0].class_noun))
 
 
-def _check_sampling(config: Config) -> None:
-    for part, sampler in (("sample", config.sample.sampler), ("prior", config.prior.sampler)):
-        if sampler not in SAMPLERS:
-            raise ConfigError(f"{part}.sampler {sampler} is not known. Samplers: {', '.join(SAMPLERS)}")
+def _check_sampling(config: Config, schedule: NoiseSchedule) -> None:
+    """Walks through both samplers without computing: their names, and numbers of steps that the schedule has not."""
+    problems = []
+    for name, part in (("sample", config.sample), ("prior", config.prior)):
+        if part.sampler not in SAMPLERS:
+            problems.append(f"{name}.sampler {part.sampler} is not known. Samplers: {', '.join(SAMPLERS)}")
+            continue
+        walk = partial(SAMPLERS[part.sampler], lambda latents, timesteps: latents, schedule)
+        try:
+            jax.eval_shape(walk, jnp.zeros((1, 1, 1, 1)), num_steps=part.num_steps, keys=jax.random.key(0)[None])
+        except ConfigError as error:
+            problems.append(f"{name}.num_steps: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _check_subject_count(config: Config) -> None:

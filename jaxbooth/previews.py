@@ -47,7 +47,9 @@ def write_images(images: np.ndarray, files: list[Path]) -> None:
     """Writes pictures in [0, 1] as 8-bit PNG."""
     for image, file in zip(images, files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.uint8(np.round(image * 255))).save(file)
+        draft = file.with_name(f".{file.name}.writing")
+        Image.fromarray(np.uint8(np.round(image * 255))).save(draft, format="PNG")
+        draft.replace(file)  # a picture is whole or not there
 
 
 def draw_contact_sheet(prepared: Prepared) -> None:

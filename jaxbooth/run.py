@@ -17,7 +17,7 @@ from jaxbooth.pipeline import StableDiffusion
 from jaxbooth.prepare import Prepared, prepare
 from jaxbooth.previews import draw_contact_sheet, draw_samples
 from jaxbooth.run_folder import RunFolder, versions
-from jaxbooth.sharding import make_mesh
+from jaxbooth.sharding import MeshConfig, make_mesh
 from jaxbooth.training.checkpoint import CheckpointStore
 from jaxbooth.training.loop import LoopConfig, train
 from jaxbooth.training.state import Split, TrainState, init_state, state_shardings, subject_adapter
@@ -52,6 +52,8 @@ def train_run(prepared: Prepared) -> StableDiffusion:
         if restored is not None:
             state = restored[1]
             log.info("going on from step %d", int(state.step))
+            if int(state.step) < config.train.steps:
+                run.set_aside_results()
         state = train(
             LoopConfig(config.train.steps, config.train.log_every_steps, config.checkpoint.save_every_steps),
             state, step, stream.device_batch, store, run.path, prepared.names,
@@ -155,7 +157,9 @@ def load_trained(run: RunFolder) -> StableDiffusion:
     """
     if (run.pipeline / "model_index.json").is_file():
         return load_pipeline(run.pipeline)
-    prepared = prepare(run.config().model_copy(update={"run_dir": str(run.path)}))
+    # On one device, whatever it was trained on: sampling and export happen on other machines.
+    config = run.config().model_copy(update={"run_dir": str(run.path), "mesh": MeshConfig()})
+    prepared = prepare(config, jax.devices()[:1])
     sd = load_base(prepared.config, prepared.base, prepared.mesh)
     split, state = start(prepared, sd)
     fingerprint = _fingerprint(prepared, base_digest(prepared.base))

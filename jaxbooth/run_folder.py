@@ -91,6 +91,17 @@ class RunFolder:
         if not self.record_file.exists():
             _write_whole(self.record_file, json.dumps(record, indent=1) + "\n")
 
+    def set_aside_results(self) -> None:
+        """Renames the pictures and the pipeline of a plan that was shorter: the longer one makes its own."""
+        if jax.process_index() != 0:
+            return
+        for folder in (self.samples / "after", self.pipeline):
+            number = 0
+            while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+                number += 1
+            if folder.exists():
+                folder.rename(aside)
+
     def check_writable(self) -> None:
         """Raises ConfigError unless files can be made where the run is to be written."""
         check_writable(self.path, "run_dir")

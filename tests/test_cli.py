@@ -10,15 +10,19 @@ import subprocess
 import sys
 
 import diffusers
+import jax
 import numpy as np
 import pytest
 import yaml
+from flax import nnx
 from PIL import Image
+from twins import make_twin
 
 from jaxbooth import cli
 from jaxbooth.config import load
 from jaxbooth.run_folder import RunFolder
 
+SAMPLER = {"sampler": "euler_ancestral", "num_steps": 1, "guidance_scale": 1.0}
 NO_COLOURS = {"NO_COLOR": "1", "TERM": "dumb"}
 
 
@@ -53,12 +57,34 @@ def config(tmp_path, twin_folder):
         "base": {"path": str(twin_folder("sd1"))},
         "method": {"type": "dreambooth"},
         "subjects": [{"name": "rex", "images": "photos", "class_noun": "dog", "token": "sks"}],
-        "prior": {"num_images": 4, "num_steps": 1, "guidance_scale": 1.0},
+        # One sampler with one kind of call, so that prior, samples before and after are one compiled program.
+        "prior": {"num_images": 4, **SAMPLER},
         "train": {"steps": 2, "batch_size": 4},
-        "sample": {"prompts": ["a {token} {class_noun}"], "class_prompts": ["a {class_noun}"], "num_steps": 1},
+        "sample": {"prompts": ["a {token} {class_noun}"], "class_prompts": ["a {class_noun}"], **SAMPLER},
     }
     (tmp_path / "rex.yaml").write_text(yaml.safe_dump(values))
     return tmp_path / "rex.yaml"
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    """A base that compiles in half the time: attention in the middle of the UNet only."""
+    unet = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    return make_twin(tmp_path_factory.mktemp("small") / "base", "sd1", unet=unet)
+
+
+@pytest.fixture
+def small_config(config, small_base):
+    """The small run on that base."""
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"base": {"path": str(small_base)}}))
+    return config
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Makes the mesh small, which compiles and runs faster; other tests are about meshes."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
 
 
 def write_photos(folder, count=4):
@@ -361,9 +387,6 @@ def test_dry_run_counts_trainable_and_frozen_parameters(config, call, twin):
 
 
 def count(module):
-    import jax
-    from flax import nnx
-
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))
 
 
@@ -453,25 +476,27 @@ def test_export_writes_a_folder_that_diffusers_opens(call, tmp_path):
     assert pipeline.unet.config.sample_size == 16 and pipeline.scheduler.config._class_name == "DDIMScheduler"
 
 
-def test_prior_draws_only_missing_pictures(config, call, caplog):
+def test_prior_draws_only_missing_pictures(small_config, one_device, call, caplog):
     caplog.set_level(logging.INFO)
-    code, out, _ = call("prior", config)
+    code, out, _ = call("prior", small_config)
     paths = out.split()
     assert code == 0 and len(paths) == 4 and "drawing 4 prior pictures" in caplog.text
-    before = snapshot(config.parent / "cache")
+    before = snapshot(small_config.parent / "cache")
     os.unlink(paths[1])
     caplog.clear()
-    assert call("prior", config)[1] == out and "drawing 1 prior pictures" in caplog.text
-    after = snapshot(config.parent / "cache")
+    assert call("prior", small_config)[1] == out and "drawing 1 prior pictures" in caplog.text
+    after = snapshot(small_config.parent / "cache")
     changed = {name for name in before if before[name] != after[name]}
     assert before.keys() == after.keys() and {name.split("/")[-1] for name in changed} <= {"00001.png", "prior.json"}
     caplog.clear()
     assert (
-        call("prior", config)[1] == out and "drawing" not in caplog.text and snapshot(config.parent / "cache") == after
+        call("prior", small_config)[1] == out
+        and "drawing" not in caplog.text
+        and snapshot(small_config.parent / "cache") == after
     )
-    other = call("prior", config, "subjects.0.class_noun=cat")[1].split()
+    other = call("prior", small_config, "subjects.0.class_noun=cat")[1].split()
     assert set(other).isdisjoint(paths) and "drawing 4 prior pictures" in caplog.text
-    assert not (config.parent / "runs").exists()
+    assert not (small_config.parent / "runs").exists()
 
 
 def test_prior_of_a_configuration_without_prior_is_refused(config, call):
@@ -482,29 +507,46 @@ def test_prior_of_a_configuration_without_prior_is_refused(config, call):
 # ---- a whole run
 
 
-def test_train_leaves_a_run_folder_that_goes_on_samples_and_exports(config, call, tmp_path):
-    code, out, err = call("train", config)
+def test_train_leaves_a_run_folder_that_goes_on_samples_and_exports(small_config, one_device, call, tmp_path):
+    code, out, err = call("train", small_config)
     run = tmp_path / "runs" / "rex"
     assert code == 0, err
     assert out.splitlines()[-2:] == ["pictures: runs/rex/contact_sheet.png", "pipeline: runs/rex/pipeline"]
-    assert load(run / "config.yaml") == load(config) and json.loads((run / "run.json").read_text())["base"]
+    assert load(run / "config.yaml") == load(small_config) and json.loads((run / "run.json").read_text())["base"]
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     assert (run / "checkpoints" / "2").is_dir() and len(list((run / "samples").rglob("*.png"))) == 4
     assert Image.open(run / "contact_sheet.png").size[0] > 500
     before = snapshot(run)
 
-    code, _, err = call("train", config, "train.batch_size=8")
+    code, _, err = call("train", small_config, "train.batch_size=8")
     assert code == 2 and "train.batch_size: 4 -> 8" in err and snapshot(run) == before
 
-    code, _, err = call("train", config)
+    code, _, err = call("train", small_config)
     assert code == 0, err
     after = snapshot(run)
     rewritten = {"config.yaml", "contact_sheet.png", "metrics.jsonl"}
     assert {name for name in before if before[name] != after[name]} - {"tensorboard"} <= rewritten
     assert {name: before[name][0] for name in rewritten} == {name: after[name][0] for name in rewritten}
 
-    code, out, err = call("sample", run, "--prompt", "a sks dog", "--num", 1, "--steps", 1, "--out", "drawn")
+    flags = ["--num", 1, "--steps", 1, "--guidance", 1]
+    code, out, err = call("sample", run, "--prompt", "a sks dog", "--out", "drawn", *flags)
     assert code == 0 and (tmp_path / out.strip()).is_file(), err
     code, _, err = call("export", run, "exported")
     assert code == 0, err
     assert diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "exported").unet is not None
+
+
+@pytest.mark.slow
+def test_longer_plan_goes_on_and_makes_its_own_results(small_config, one_device, call, tmp_path):
+    assert call("train", small_config)[0] == 0
+    run = tmp_path / "runs" / "rex"
+    first = snapshot(run)
+    code, _, err = call("train", small_config, "train.steps=3")
+    assert code == 0, err
+    after = snapshot(run)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert after[f"pipeline/{weights}"][0] != first[f"pipeline/{weights}"][0]
+    assert after[f"pipeline.old-0/{weights}"] == first[f"pipeline/{weights}"]
+    assert after["samples/after.old-0/00.png"] == first["samples/after/00.png"]
+    assert after["samples/before/00.png"] == first["samples/before/00.png"]
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]

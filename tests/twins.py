@@ -71,17 +71,24 @@ STEPS = {
 }
 
 
-def make_twin(folder: Path, kind: str, seed: int = 0, unet: dict | None = None) -> Path:
-    """Writes a whole pipeline with random weights; `unet` changes values of its config. Returns the folder."""
+# For tests that compile a training step again and again: one level, with attention in the middle only.
+SMALLEST = {
+    "unet": {"block_out_channels": [64], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]},
+    "text": {"num_hidden_layers": 1},
+}
+
+
+def make_twin(folder: Path, kind: str, seed: int = 0, unet: dict | None = None, text: dict | None = None) -> Path:
+    """Writes a whole pipeline with random weights; `unet` and `text` change its configs. Returns the folder."""
     parts = {
         "unet": diffusers.UNet2DConditionModel.from_config(UNETS[kind] | (unet or {})),
         "vae": diffusers.AutoencoderKL.from_config(
             VAE | {"scaling_factor": 0.13025 if kind == "sdxl" else 0.18215, "force_upcast": kind == "sdxl"}
         ),
-        "text_encoder": transformers.CLIPTextModel(_clip("gelu" if kind == "sd2" else "quick_gelu")),
+        "text_encoder": transformers.CLIPTextModel(_clip("gelu" if kind == "sd2" else "quick_gelu", text)),
     }
     if kind == "sdxl":
-        parts["text_encoder_2"] = transformers.CLIPTextModelWithProjection(_clip("gelu"))
+        parts["text_encoder_2"] = transformers.CLIPTextModelWithProjection(_clip("gelu", text))
     for number, module in enumerate(parts.values()):
         _fill(module, seed * 10 + number)
     tokenizers = {"tokenizer": transformers.CLIPTokenizer.from_pretrained(TOKENIZER)}
@@ -104,8 +111,8 @@ def make_twin(folder: Path, kind: str, seed: int = 0, unet: dict | None = None) 
     return Path(folder)
 
 
-def _clip(activation: str) -> transformers.CLIPTextConfig:
-    return transformers.CLIPTextConfig(**CLIP, hidden_act=activation)
+def _clip(activation: str, changes: dict | None) -> transformers.CLIPTextConfig:
+    return transformers.CLIPTextConfig(**CLIP | (changes or {}), hidden_act=activation)
 
 
 def _fill(module: torch.nn.Module, seed: int) -> None:

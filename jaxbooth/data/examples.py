@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from pydantic import BaseModel, Field
 
@@ -121,7 +122,7 @@ def encode_moments(
     """VAE moments `[count, h, w, 2 c]` of uint8 views `[h, w, 3]`, kept on disk under their content's digest."""
     name = hashlib.sha256(f"moments 1 {vae_digest} {digest}".encode()).hexdigest()[:32]
     file = cache_folder() / "moments" / f"{name}.npy"
-    if file.is_file():
+    if _on_every_process(file.is_file()):
         return np.load(file, mmap_mode="r", allow_pickle=False)
     graphdef, state = nnx.split(sd.vae)
     state = jax.device_put(state, replicated(mesh))
@@ -138,6 +139,11 @@ def encode_moments(
     moments = np.concatenate(parts)
     _write_once(file, moments)
     return moments
+
+
+def _on_every_process(found: bool) -> bool:
+    """Hosts may have caches of their own; those that lack a file can encode only together with the others."""
+    return found if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(found)).all())
 
 
 def _whole(array: jax.Array, mesh: Mesh) -> np.ndarray:

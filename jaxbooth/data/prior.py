@@ -32,14 +32,14 @@ class PriorConfig(BaseModel, frozen=True, extra="forbid"):
         1.0, ge=0, description="Weight of the prior loss; 0 = plain fine-tuning, no class pictures."
     )
     images: str | None = Field(None, description="Folder of your own class pictures; topped up if there are too few.")
-    prompt: str | None = Field(None, description='Class prompt; null = "a {class_noun}".')
+    prompt: str | None = Field(None, description='Class prompt, a template; null = "a {class_noun}".')
     sampler: str = Field("euler_ancestral", description="The paper draws class pictures with an ancestral sampler.")
     num_steps: int = Field(50, ge=1, description="Denoising steps of a class picture.")
     guidance_scale: float = Field(
         7.5, ge=0, description="Classifier-free guidance of a class picture; 1 = plain sampling."
     )
     batch_size: int = Field(4, ge=1, description="Class pictures per device and program call.")
-    seed: int = Field(0, description="Picture i is drawn from fold_in(seed, i).")
+    seed: int = Field(0, ge=0, lt=2**63, description="Picture i is drawn from fold_in(seed, i).")
 
 
 def prior_folder(config: PriorConfig, base_digest: str, prompt: str, resolution: int) -> Path:

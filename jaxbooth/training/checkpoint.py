@@ -32,6 +32,7 @@ from jaxbooth.training.processes import from_process_zero
 
 logger = logging.getLogger(__name__)
 
+MIN_SLICE_BYTES = 2**24  # smaller arrays are written whole, by one of their holders
 WRITE_TIMEOUT_S = 1200  # for one checkpoint, all processes together
 ADVICE = "Undo the change, or train in another run folder."
 
@@ -62,7 +63,14 @@ class CheckpointStore:
         self._pending: Future | None = None
         from_process_zero(self._folder.open)
         self._orbax = ocp.AsyncCheckpointer(
-            ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False),
+            ocp.PyTreeCheckpointHandler(
+                use_ocdbt=True,
+                use_zarr3=False,
+                # Orbax lets every device that holds a copy write a slice of it, and compiles a program for each slice.
+                type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+                    (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES)),
+                ),
+            ),
             # If Orbax made folders in the background, one that it cannot make would hang the interpreter at exit.
             async_options=ocp.options.AsyncOptions(
                 timeout_secs=WRITE_TIMEOUT_S, create_directories_asynchronously=False

@@ -38,20 +38,22 @@ def train(
     subject_names: list[str],
     learning_rate: Callable,
 ) -> TrainState:
-    """Takes the remaining steps, logging and saving on the way.
+    """Takes the remaining steps, logging and saving on the way; touches nothing if none remain.
 
     Raises:
         Preempted: SIGTERM or Ctrl-C arrived; the state is saved.
         JaxboothError: a loss is not finite; names step and subject. The checkpoint before it stays.
     """
     lead, start = jax.process_index() == 0, int(state.step)
+    if start >= config.steps:
+        return state
     metrics_file, progress = MetricsWriter(run_dir, enabled=lead), ProgressLine(start, config.steps, enabled=lead)
     metrics_file.rewind(start)
     began, since = time.monotonic(), start
     try:
         with Preemption() as preemption:
             # The first batch is made before, every later one while the device works on the step before it.
-            batch = batch_at(start) if start < config.steps else None
+            batch = batch_at(start)
             for step in range(start + 1, config.steps + 1):
                 state, metrics = train_step(state, batch)
                 batch = batch_at(step) if step < config.steps else None

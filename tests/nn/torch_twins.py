@@ -10,6 +10,8 @@ from flax import nnx
 
 from jaxbooth.weights.torch_keys import canonical_key, entries, from_torch
 
+torch.set_num_threads(1)  # a second one would do nothing on models as small as these but wait for the first
+
 TOLERANCE = 1e-4  # of the largest number in an array, float32
 # Compile time is nearly all of these tests' time; the arithmetic is the same without LLVM's effort.
 COMPILER_OPTIONS = {
