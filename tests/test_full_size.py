@@ -90,7 +90,8 @@ def test_sd15_trains_exports_and_reopens_within_20_gib(tmp_path):
     theirs = float(subprocess.check_output([sys.executable, __file__, "step", str(base)]).splitlines()[-1])
     print(
         f"\nSD 1.5, {SIDE} px, 1+1 rows, fp32: jaxbooth {ours:.2f} s, PyTorch diffusers {theirs:.2f} s a step "
-        f"(ratio {theirs / ours:.2f}), compile and first step {lines[0]['time/step_s']:.0f} s, peak {peak / 2**30:.1f} GiB"
+        f"(ratio {theirs / ours:.2f}), compile and first step {lines[0]['time/step_s']:.0f} s, "
+        f"peak {peak / 2**30:.1f} GiB"
     )
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert peak < LIMIT_BYTES
