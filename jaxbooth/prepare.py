@@ -162,9 +162,9 @@ def _check_sampling(config: Config, schedule: NoiseSchedule) -> None:
         if part.sampler not in SAMPLERS:
             problems.append(f"{name}.sampler {part.sampler} is not known. Samplers: {', '.join(SAMPLERS)}")
             continue
-        walk = partial(SAMPLERS[part.sampler], lambda latents, timesteps: latents, schedule)
+        walk = partial(SAMPLERS[part.sampler], lambda latents, timesteps: latents, schedule, num_steps=part.num_steps)
         try:
-            jax.eval_shape(walk, jnp.zeros((1, 1, 1, 1)), num_steps=part.num_steps, keys=jax.random.key(0)[None])
+            jax.eval_shape(lambda walk=walk: walk(noise=jnp.zeros((1, 1, 1, 1)), keys=jax.random.key(0)[None]))
         except ConfigError as error:
             problems.append(f"{name}.num_steps: {error}")
     if problems:

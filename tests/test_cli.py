@@ -246,6 +246,15 @@ def unknown_sampler(folder):
     return ["sample.sampler=ddmi"], ["sample.sampler ddmi is not known", "ddim, euler"]
 
 
+def more_steps_than_the_schedule_has(folder):
+    said = ["sample.num_steps: 1001 steps", "prior.num_steps: 2000 steps", "1000"]
+    return ["sample.num_steps=1001", "prior.num_steps=2000"], said
+
+
+def prior_prompt_with_an_unknown_blank(folder):
+    return ["prior.prompt=a {class}"], ['{class} is not a placeholder. Did you mean "class_noun"?']
+
+
 def resolution_that_the_model_cannot_have(folder):
     return ["data.resolution=18"], ["18x18", "multiples of 4"]
 
@@ -291,6 +300,7 @@ BAD_INPUT = [
     truncated_weights, weights_of_another_model, damaged_tokenizer, run_folder_of_another_configuration,
     run_folder_with_something_else_in_it, run_folder_that_is_a_file, run_folder_with_a_damaged_record,
     missing_folder_of_own_prior_pictures, unreadable_own_prior_picture, unknown_sampler,
+    more_steps_than_the_schedule_has, prior_prompt_with_an_unknown_blank,
     resolution_that_the_model_cannot_have, prompt_with_an_unknown_blank, too_many_subjects, several_at_once,
 ]  # fmt: skip
 
@@ -388,6 +398,11 @@ def test_dry_run_counts_trainable_and_frozen_parameters(config, call, twin):
 
 def count(module):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))
+
+
+def test_prior_prompt_is_a_template(config, call):
+    _, out, _ = call("train", config, "--dry-run", "prior.prompt=a photo of a {class_noun}")
+    assert '"a photo of a dog"  49406 320 1125 539 320 1929 49407\n' in out
 
 
 def test_dry_run_marks_captions_that_are_cut_off_and_tells_of_the_identifier(config, call):
@@ -531,8 +546,12 @@ def test_train_leaves_a_run_folder_that_goes_on_samples_and_exports(small_config
     flags = ["--num", 1, "--steps", 1, "--guidance", 1]
     code, out, err = call("sample", run, "--prompt", "a sks dog", "--out", "drawn", *flags)
     assert code == 0 and (tmp_path / out.strip()).is_file(), err
+    shutil.rmtree(run / "pipeline")  # from here on the checkpoint must do
     code, _, err = call("export", run, "exported")
     assert code == 0, err
+    exported = snapshot(tmp_path / "exported")
+    for name, (content, _) in ((name, entry) for name, entry in exported.items() if entry is not None):
+        assert content == after[f"pipeline/{name}"][0], name
     assert diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "exported").unet is not None
 
 
