@@ -166,7 +166,7 @@ def _check_sampling(config: Config, schedule: NoiseSchedule) -> None:
         try:
             jax.eval_shape(lambda walk=walk: walk(noise=jnp.zeros((1, 1, 1, 1)), keys=jax.random.key(0)[None]))
         except ConfigError as error:
-            problems.append(f"{name}.num_steps: {error}")
+            problems.append(f"{name}.{error}")  # which begins with num_steps
     if problems:
         raise ConfigError("\n".join(problems))
 

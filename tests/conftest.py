@@ -47,15 +47,3 @@ def twin(twin_folder):
         return pipelines[kind]
 
     return load
-
-
-@pytest.fixture(scope="session")
-def straight_run(tmp_path_factory):
-    """A folder with `toy.yaml` and `straight`, its ten steps on one device, which nothing disturbed: read it only."""
-    from command import call, write_config
-    from twins import SMALLEST, make_twin
-
-    folder = tmp_path_factory.mktemp("runs")
-    config = write_config(folder, make_twin(folder / "base", "sd1", **SMALLEST))
-    call(folder, "train", config, "run_dir=straight")
-    return folder

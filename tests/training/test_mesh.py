@@ -3,10 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from command import call, difference, losses, state, two_processes, weights
 from flax import nnx
 from jax.sharding import PartitionSpec
-from PIL import Image
 from small_training import KeysOnly, Trainer, mesh_of, on_host, small_batch, small_model, worst
 from twins import SMALLEST, make_twin
 
@@ -157,55 +155,3 @@ def own_rows(number):
 
 def take(tree, index):
     return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-# ---- several processes
-
-
-def test_two_processes_of_four_devices_train_as_one_process_of_one_device(straight_run):
-    """The second has a cache of its own, as hosts have: what it must encode again, both encode."""
-    mesh, caches = ("mesh.data=2", "mesh.fsdp=4"), ("cache", "cache-of-its-own")
-    with two_processes(straight_run, "train", "toy.yaml", "run_dir=two", *mesh, caches=caches) as commands:
-        for command in commands:
-            assert command.finish() == 0, command.said()
-    two, straight = straight_run / "two", straight_run / "straight"
-    for ours, theirs in zip(losses(two), losses(straight), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
-    errors = difference(state(two, 10), state(straight, 10)), difference(weights(two), weights(straight))
-    print("state {:.1e}, weights {:.1e}".format(*errors))
-    assert max(errors) <= 1e-5
-
-
-@pytest.mark.slow
-def test_two_processes_draw_what_one_process_draws(straight_run):
-    """With class pictures of the base, the text encoder frozen, and pictures before and after."""
-    options = ["mesh.data=2", "mesh.fsdp=4", "method.train_text_encoder=false", "train.steps=3", "train.ema_decay=0.9"]
-    options += ["prior.images=null", "prior.num_images=5", "prior.num_steps=2"]
-    options += ["sample.prompts=['a {token} {class_noun}']", "sample.num_steps=2"]
-    drawn = "train", "toy.yaml", *options
-    with two_processes(straight_run, *drawn, "run_dir=two-draw", caches=("cache-two", "cache-two")) as commands:
-        for command in commands:
-            assert command.finish() == 0, command.said()
-    call(straight_run, *drawn, "run_dir=one-draws", devices=8, JAXBOOTH_CACHE=str(straight_run / "cache-one"))
-    assert difference(weights(straight_run / "two-draw"), weights(straight_run / "one-draws")) <= 1e-5
-    for folders, count in ((("two-draw/samples", "one-draws/samples"), 2), (("cache-two/prior", "cache-one/prior"), 5)):
-        two, one = (sorted((straight_run / folder).rglob("*.png")) for folder in folders)
-        assert len(two) == len(one) == count
-        for ours, theirs in zip(two, one, strict=True):
-            assert ours.parts[-2:] == theirs.parts[-2:]
-            np.testing.assert_allclose(np.array(Image.open(ours), int), np.array(Image.open(theirs), int), atol=1)
-
-
-@pytest.mark.slow
-def test_when_one_of_two_processes_is_asked_to_stop_both_save_and_one_process_goes_on(straight_run):
-    run, mesh = straight_run / "stopped", ("mesh.data=2", "mesh.fsdp=4")
-    with two_processes(straight_run, "train", "toy.yaml", "run_dir=stopped", "train.steps=200", *mesh) as commands:
-        commands[1].until(lambda: (run / "metrics.jsonl").is_file() and len(losses(run)) >= 2)
-        commands[1].terminate()
-        assert [command.finish() for command in commands] == [75, 75]
-    step = len(losses(run))
-    assert (run / "checkpoints" / str(step) / "DONE.json").is_file()
-    call(straight_run, "train", "toy.yaml", "run_dir=stopped", f"train.steps={max(step + 1, 200)}")
-    straight = losses(straight_run / "straight")
-    for ours, theirs in zip(losses(run), straight, strict=False):
-        assert ours == pytest.approx(theirs, rel=1e-4)
