@@ -50,7 +50,8 @@ def train(
         log.info("%s", line)
     train_run(prepared)
     run = prepared.run
-    print(f"pictures: {run.path / 'contact_sheet.png'}")
+    if (sheet := run.path / "contact_sheet.png").is_file():
+        print(f"pictures: {sheet}")
     if loaded.export:
         print(f"pipeline: {run.pipeline}")
 

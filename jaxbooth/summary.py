@@ -107,7 +107,10 @@ def _parameters(prepared: Prepared) -> list[str]:
 def _files(prepared: Prepared) -> list[str]:
     run = prepared.run
     files = [run.config_file, run.record_file, run.path / "metrics.jsonl", run.checkpoints / "<step>/"]
-    files += [run.samples / "before/", run.samples / "after/", run.path / "contact_sheet.png"]
+    if prepared.prompts or prepared.class_prompts:
+        files += [run.samples / "before/", run.samples / "after/"]
+    if prepared.prompts or prepared.class_prompts or prepared.subjects:
+        files.append(run.path / "contact_sheet.png")
     files += [run.pipeline / ""] if prepared.config.export else []
     kept = "VAE moments and prior pictures" if prepared.uses_prior else "VAE moments"
     return [*map(str, files), f"{cache_folder()} ({kept} that are not there yet; shared by all runs)"]

@@ -11,6 +11,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import compiler
 import jax
 import numpy as np
 import yaml
@@ -23,9 +24,7 @@ from jaxbooth.sharding import MeshConfig, adapter_sharding, make_mesh, replicate
 from jaxbooth.training.checkpoint import CheckpointStore
 
 DEADLINE_S = 300  # for a command that hangs; none takes a tenth of it on a machine that is not busy
-# Compiling is nearly all of the time: without LLVM's effort, and once for all processes of a session.
-FAST_COMPILER = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-COMPILER_CACHE = {
+COMPILER_CACHE = {  # what one process has compiled, those after it do not
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
@@ -42,7 +41,7 @@ class Command:
                 stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
                 env=os.environ | {
                     "JAX_PLATFORMS": "cpu",
-                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FAST_COMPILER}",
+                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {compiler.flags()}",
                     "JAXBOOTH_CACHE": str(folder / "cache"),
                     "PYTHONPATH": str(Path(jaxbooth.__file__).parents[1]),
                     "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),

@@ -16,6 +16,8 @@ LONG = "a dog and " * 50  # more than the encoder's 77 tokens
 CLASSES = {"sdxl": diffusers.StableDiffusionXLPipeline}
 STEPS, GUIDANCE, SEED = 3, 5.0, 7
 
+torch.set_num_threads(1)  # several wait for each other longer than they compute when the machine is busy
+
 
 def open_in_diffusers(folder, kind="sd1"):
     pipeline = CLASSES.get(kind, diffusers.StableDiffusionPipeline).from_pretrained(folder)

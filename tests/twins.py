@@ -73,7 +73,8 @@ STEPS = {
 
 # For tests that compile a training step again and again: one level, with attention in the middle only.
 SMALLEST = {
-    "unet": {"block_out_channels": [64], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]},
+    "unet": {"block_out_channels": [64], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    | {"attention_head_dim": [4]},
     "text": {"num_hidden_layers": 1},
 }
 

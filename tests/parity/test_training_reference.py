@@ -15,6 +15,7 @@ optimiser, with its epsilon of 1e-8, takes the UNet through v-prediction, at the
 
 from functools import cache
 
+import compiler
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ import pytest
 import torch
 import transformers
 from diffusers.training_utils import compute_snr
+from twins import SMALLEST, make_twin
 
 from jaxbooth import load_pipeline
 from jaxbooth.data.batches import BatchStream
@@ -41,8 +43,6 @@ DEFAULT = OptimizerConfig()
 NO_GRADIENT = "self_attn.k_proj.bias"  # see above; rounding errors are all that is there
 CAPTIONS = ["a sks dog", "a sks dog in the snow", "a photo of a sks dog"]
 CLASS_PROMPT = "a dog"
-# Compiling is nearly all of the time; the arithmetic is the same without LLVM's effort.
-COMPILER_OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Ours:
@@ -61,7 +61,7 @@ class Ours:
         self.layout = state_shardings(state, self.mesh)
         step = make_train_step(method, self.split, tx, self.objective, self.mesh, state, seed=SEED)
         lowered = step.lower(state, self.split.base, self.stream(1.0).device_batch(0))
-        self.compiled = lowered.compile(compiler_options=COMPILER_OPTIONS)
+        self.compiled = lowered.compile(compiler_options=compiler.options())
         self.initial = jax.tree.map(np.array, state)
 
     def stream(self, prior_weight):
@@ -198,16 +198,23 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def make_ours(twin_folder):
-    return cache(lambda kind, *arguments: Ours(twin_folder(kind), *arguments))
-
-
 MODELS = {
-    "UNet": ("sd1", False, None, WELL_POSED),
-    "UNet and text encoder": ("sd1", True, None, WELL_POSED),
-    "UNet with v-prediction and min-SNR": ("sd2", False, 5.0, DEFAULT),
+    "UNet": ("sd1", SMALLEST, False, None, WELL_POSED),
+    "UNet and text encoder": ("sd1", {}, True, None, WELL_POSED),
+    "UNet with v-prediction and min-SNR": ("sd2", SMALLEST, False, 5.0, DEFAULT),
 }
+
+
+@pytest.fixture(scope="module")
+def make_ours(tmp_path_factory):
+    """A model by its name in MODELS: its folder, and our side of the comparison."""
+
+    def make(model):
+        kind, sizes, *options = MODELS[model]
+        folder = make_twin(tmp_path_factory.mktemp("twin"), kind, **sizes)
+        return folder, Ours(folder, *options)
+
+    return cache(make)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +222,9 @@ MODELS = {
     [(model, prior_weight) for model in list(MODELS)[:2] for prior_weight in (0.0, 0.5, 1.0)]
     + [("UNet with v-prediction and min-SNR", 1.0)],
 )
-def test_one_step_and_then_twenty_equal_pytorch(make_ours, twin_folder, model, prior_weight):
-    kind, trains_text_encoder, snr_gamma, optimizer = MODELS[model]
-    ours = make_ours(kind, trains_text_encoder, snr_gamma, optimizer)
-    reference = Reference(twin_folder(kind), trains_text_encoder, snr_gamma, optimizer)
+def test_one_step_and_then_twenty_equal_pytorch(make_ours, model, prior_weight):
+    (folder, ours), (*_, trains_text_encoder, snr_gamma, optimizer) = make_ours(model), MODELS[model]
+    reference = Reference(folder, trains_text_encoder, snr_gamma, optimizer)
     stream, before, norms = ours.stream(prior_weight), reference.parameters(), []
     assert worst(ours.by_torch_key(ours.initial.adapter), before)[0] == 0.0
 
@@ -241,7 +247,8 @@ def test_one_step_and_then_twenty_equal_pytorch(make_ours, twin_folder, model, p
     twenty, way, astray = worst(parameters, theirs), difference(theirs, before), difference(parameters, theirs)
     print("1 step: gradients {}, update {}, parameters {};".format(*one), end=" ")
     print(f"20: {twenty}, {length(astray):.1e} astray on a way of {length(way):.1e}")
-    assert one[0][0] <= 1e-5 and one[1][0] <= 1e-6 and one[2][0] <= 2e-5
+    # Float32 knows the argument of a timestep's fastest sinusoid, up to 999, to 3e-5: so the time embedding's gradient.
+    assert one[0][0] <= 5e-5 and one[1][0] <= 1e-6 and one[2][0] <= 2e-5
     assert max(zeros + their_zeros, default=0) <= 1e-5 and bool(zeros) == trains_text_encoder
     assert twenty[0] <= 1e-4
     rounding = STEPS * np.finfo(np.float32).eps * length(theirs)  # of the sums alone

@@ -1,5 +1,6 @@
 """Training in miniature: a UNet of three layers that compiles in a second, beside a real (tiny) text encoder."""
 
+import compiler
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,6 @@ from jaxbooth.types import Batch, Text
 
 SEED = 5
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
-# Compiling is nearly all of the time of these tests; the arithmetic is the same without LLVM's effort.
-COMPILER_OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class SmallUNet(nnx.Module):
@@ -94,7 +93,7 @@ class Trainer:
         batch = jax.tree.map(lambda leaf: put(leaf, batch_sharding(self.mesh)), batch)
         if self._compiled is None:
             lowered = self._step.lower(self.state, self.split.base, batch)
-            self._compiled = lowered.compile(compiler_options=COMPILER_OPTIONS)
+            self._compiled = lowered.compile(compiler_options=compiler.options())
         self.state, metrics = self._compiled(self.state, self.split.base, batch)
         return {name: np.array(value) for name, value in metrics.items()}
 

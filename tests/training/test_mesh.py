@@ -33,6 +33,8 @@ def train_five_steps(tmp_path_factory):
             mesh = mesh_of(*sizes)
             sd, method = load_pipeline(folder, mesh=mesh), DreamBooth(train_text_encoder=True)
             trainer = Trainer(sd, mesh, method, optimizer=OPTIMIZER)
+            is_split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(trainer.state.adapter)]
+            assert any(is_split) == (mesh.shape["fsdp"] > 1)
             done[sizes] = trainer.steps(5, with_ids=True), on_host(trainer.state)
         return done[sizes]
 

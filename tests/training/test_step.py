@@ -2,6 +2,7 @@
 
 from itertools import combinations
 
+import compiler
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 from diffusers.optimization import get_scheduler
 from flax import nnx
 from small_training import (
-    COMPILER_OPTIONS,
     OPTIMIZER,
     SEED,
     KeysOnly,
@@ -21,6 +21,7 @@ from small_training import (
     small_model,
     worst,
 )
+from twins import SMALLEST, make_twin
 
 from jaxbooth import load_pipeline
 from jaxbooth.data.batches import BatchStream
@@ -54,7 +55,7 @@ class Loss:
         keys = row_keys(SEED, 0, 0, jnp.asarray(batch.rows)) if keys is None else keys
         if len(batch.rows) not in self._compiled:
             lowered = self._grad.lower(self.weights, batch, keys)
-            self._compiled[len(batch.rows)] = lowered.compile(compiler_options=COMPILER_OPTIONS)
+            self._compiled[len(batch.rows)] = lowered.compile(compiler_options=compiler.options())
         value, gradient = self._compiled[len(batch.rows)](self.weights, batch, keys)
         return float(value), on_host(gradient)
 
@@ -64,8 +65,18 @@ def loss_of(method):
 
 
 @pytest.fixture(scope="module")
-def dreambooth_loss(twin):
-    return Loss(twin("sd1"), loss_of(DreamBooth()))
+def folder(tmp_path_factory):
+    return make_twin(tmp_path_factory.mktemp("twin"), "sd1", **SMALLEST)
+
+
+@pytest.fixture(scope="module")
+def sd(folder):
+    return load_pipeline(folder)
+
+
+@pytest.fixture(scope="module")
+def dreambooth_loss(sd):
+    return Loss(sd, loss_of(DreamBooth()))
 
 
 def one_subject(**options) -> Batch:
@@ -76,7 +87,7 @@ def take(batch, order):
     return jax.tree.map(lambda leaf: leaf[order], batch)
 
 
-def test_1_7_1_without_class_batch_the_gradient_is_that_of_plain_fine_tuning(twin, dreambooth_loss):
+def test_1_7_1_without_class_batch_the_gradient_is_that_of_plain_fine_tuning(sd, dreambooth_loss):
     rng = np.random.default_rng(0)
     text = Text(encoder_hidden_states=rng.standard_normal((3, 77, 32)).astype(np.float32))
     moments = rng.standard_normal((6, 8, 8, 8)).astype(np.float32)
@@ -91,7 +102,7 @@ def test_1_7_1_without_class_batch_the_gradient_is_that_of_plain_fine_tuning(twi
         return jnp.mean(row_losses(objective, predict, batch.moments, keys))
 
     assert len(batch.rows) == 4
-    assert same_bits(dreambooth_loss(batch), Loss(twin("sd1"), plain)(batch))
+    assert same_bits(dreambooth_loss(batch), Loss(sd, plain)(batch))
     assert Finetune.loss is DreamBooth.loss
 
 
@@ -151,9 +162,9 @@ def test_metrics_report_the_prior_without_lambda():
     assert same_bits(*seen)
 
 
-def test_recomputing_blocks_does_not_change_the_gradient(twin_folder, dreambooth_loss):
+def test_recomputing_blocks_does_not_change_the_gradient(folder, dreambooth_loss):
     batch = one_subject()
-    recomputed = Loss(load_pipeline(twin_folder("sd1"), remat=True), loss_of(DreamBooth()))
+    recomputed = Loss(load_pipeline(folder, remat=True), loss_of(DreamBooth()))
     (value, gradient), (expected, expected_gradient) = recomputed(batch), dreambooth_loss(batch)
     assert value == pytest.approx(expected, rel=1e-6)
     assert worst(gradient, expected_gradient) < 1e-5
