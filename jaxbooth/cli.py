@@ -91,9 +91,10 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
 ) -> None:
     """Write the trained model as a diffusers pipeline folder."""
-    from jaxbooth.run import export_model, load_any
+    from jaxbooth.run import load_any
+    from jaxbooth.weights.save import save_pipeline
 
-    print(export_model(load_any(run), out))
+    print(save_pipeline(load_any(run), out))
 
 
 @app.command()

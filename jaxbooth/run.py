@@ -17,13 +17,13 @@ from jaxbooth.pipeline import StableDiffusion
 from jaxbooth.prepare import Prepared, prepare
 from jaxbooth.previews import draw_contact_sheet, draw_samples
 from jaxbooth.run_folder import RunFolder, versions
-from jaxbooth.sharding import MeshConfig, make_mesh
+from jaxbooth.sharding import MeshConfig
 from jaxbooth.training.checkpoint import CheckpointStore
 from jaxbooth.training.loop import LoopConfig, train
 from jaxbooth.training.state import Split, TrainState, init_state, state_shardings, subject_adapter
 from jaxbooth.training.step import make_train_step
 from jaxbooth.weights.digest import base_digest, component_digest
-from jaxbooth.weights.hub import commit_of, resolve
+from jaxbooth.weights.hub import commit_of
 from jaxbooth.weights.load import load_pipeline
 from jaxbooth.weights.save import save_pipeline
 
@@ -64,7 +64,7 @@ def train_run(prepared: Prepared) -> StableDiffusion:
     if jax.process_index() == 0:
         draw_contact_sheet(prepared)
     if config.export and not run.pipeline.exists():
-        export_model(trained, run.pipeline)
+        save_pipeline(trained, run.pipeline)
     return trained
 
 
@@ -184,11 +184,3 @@ def draw_prior(config: Config) -> list[Path]:
     sd = load_base(config, prepared.base, prepared.mesh)
     images = prior_images(prepared, sd, base_digest(prepared.base))
     return [image.source for subject in images for image in subject]
-
-
-def export_model(sd: StableDiffusion, folder: Path) -> Path:
-    """Writes a diffusers folder; with several processes each gathers, the first writes."""
-    return save_pipeline(sd, folder)
-
-
-__all__ = ["draw_prior", "export_model", "load_any", "load_trained", "make_mesh", "resolve", "train_run"]
