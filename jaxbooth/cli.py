@@ -69,14 +69,15 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Picture i is drawn from fold_in(seed, i).")] = 0,
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
     sampler: Annotated[str, typer.Option(help="ddim, euler, dpmpp_2m or euler_ancestral.")] = "ddim",
+    strength: Annotated[float, typer.Option(help="Of an adapter: 0 = the base, 1 = as trained.")] = 1.0,
 ) -> None:
     """Draw pictures; none that is there is overwritten."""
     from jaxbooth.previews import next_files, write_images
-    from jaxbooth.run import load_any
     from jaxbooth.run_folder import check_writable
+    from jaxbooth.trained import load_any
 
     check_writable(out, "--out")
-    sd = load_any(source)
+    sd = load_any(source, strength)
     files = next_files(out, num)
     images = sd.generate(
         [prompt] * num, seed=seed, num_steps=steps, guidance_scale=guidance, negative_prompt=negative, sampler=sampler
@@ -91,7 +92,7 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
 ) -> None:
     """Write the trained model as a diffusers pipeline folder."""
-    from jaxbooth.run import load_any
+    from jaxbooth.trained import load_any
     from jaxbooth.weights.save import save_pipeline
 
     print(save_pipeline(load_any(run), out))

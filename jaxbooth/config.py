@@ -50,6 +50,11 @@ class TrainConfig(Section):
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="Decay of averaged weights used for pictures and export."
     )
+    joint: bool = Field(False, description="Learn all subjects in one model, each with a token of its own.")
+    collage_share: float = Field(
+        0.0, ge=0, lt=1, description="With joint: share of instance rows that show two subjects side by side (needs "
+        "data.mask)."
+    )  # fmt: skip
     log_every_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
 
 
@@ -140,6 +145,18 @@ def _problems_between_parts(config: Config) -> list[str]:
         problems.append(f"method {config.method.type} learns from subjects; dataset is for finetune")
     if not config.method.needs_subject and config.subjects:
         problems.append(f"method {config.method.type} learns from dataset; remove subjects")
+    if config.prior.by_prediction and not config.method.has_adapter:
+        problems.append(f"prior.by_prediction: method {config.method.type} changes the base itself, which can then not "
+                        "be asked; draw class pictures instead, or use an adapter method")  # fmt: skip
+    if config.train.collage_share and not config.train.joint:
+        problems.append("train.collage_share: a collage shows two subjects of one model: set train.joint")
+    if config.train.collage_share and config.data.mask == "none":
+        problems.append("train.collage_share: subjects are cut out by their masks: set data.mask to alpha or sidecar")
+    if config.train.joint and len(config.subjects) < 2:
+        problems.append("train.joint: give two subjects or more")
+    tokens = [subject.token for subject in config.subjects]
+    if config.train.joint and len(set(tokens)) < len(tokens):
+        problems.append(f"train.joint: each subject needs a token of its own, given are {', '.join(map(str, tokens))}")
     names = [subject.name for subject in config.subjects]
     problems += [f"two subjects are named {name}" for name in sorted({name for name in names if names.count(name) > 1})]
     if config.optimizer.lr_warmup_steps >= config.train.steps:

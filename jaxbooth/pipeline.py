@@ -1,6 +1,7 @@
 """Stable Diffusion as one plain module tree, and pictures from prompts."""
 
 import json
+import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import CLIPTokenizer
 from jaxbooth.diffusion.sample import SAMPLERS, classifier_free_guidance
 from jaxbooth.diffusion.schedule import NoiseSchedule
 from jaxbooth.errors import ConfigError, ConversionError
-from jaxbooth.families import ModelFamily
+from jaxbooth.families import ModelFamily, NewToken
 from jaxbooth.nn.clip_text import CLIPTextModel
 from jaxbooth.nn.unet import UNet2DConditionModel
 from jaxbooth.nn.vae import AutoencoderKL
@@ -36,6 +37,8 @@ class StableDiffusion(nnx.Module):
         self.vae: AutoencoderKL | None = vae
         self.text_encoders: nnx.List = nnx.List(text_encoders)
         self.family = family
+        # What some methods do with a prompt's states (methods/perfusion.py).
+        self.concepts: nnx.Module | None = nnx.data(None)
 
     @classmethod
     def from_components(cls, family: ModelFamily, components: dict[str, nnx.Module]) -> "StableDiffusion":
@@ -61,6 +64,11 @@ class StableDiffusion(nnx.Module):
 
     def encode_ids(self, input_ids: Int[Array, "b e n"]) -> tuple[Float[Array, "b n d"], Float[Array, "b d2"] | None]:
         """Text states that the UNet attends to, and SDXL's pooled text (else None)."""
+        states, pooled = self.encode_plain(input_ids)
+        return (states if self.concepts is None else self.concepts(self, input_ids, states)), pooled
+
+    def encode_plain(self, input_ids: Int[Array, "b e n"]) -> tuple[Float[Array, "b n d"], Float[Array, "b d2"] | None]:
+        """What the text encoders say, before a method has looked at it."""
         outputs = [encoder(input_ids[:, index]) for index, encoder in enumerate(self.text_encoders)]
         if self.family.text_states == "last":
             return outputs[0].last_hidden_state, None
@@ -68,7 +76,7 @@ class StableDiffusion(nnx.Module):
 
     def encode_prompts(self, prompts: list[str]):
         """Text states `[b, n, d]` of prompts; for SDXL `(states, pooled [b, d2])`."""
-        states, pooled = _encode_text(*nnx.split(text_only(self)), jnp.asarray(self.tokenize(prompts)))
+        states, pooled = encode_text(self, self.tokenize(prompts))
         return states if pooled is None else (states, pooled)
 
     def generate(self, prompts: list[str], **options) -> Float[np.ndarray, "b h w 3"]:
@@ -97,45 +105,67 @@ def build(family: ModelFamily, *, dtype, param_dtype, rngs: nnx.Rngs, remat: boo
     return StableDiffusion(unet, vae, [CLIPTextModel(config, **kinds) for config in family.text_encoders], family)
 
 
-def text_only(sd: StableDiffusion) -> nnx.List:
-    """The parts that `encode_ids` reads, as a tree of its own."""
+def text_only(sd: StableDiffusion) -> StableDiffusion:
+    """The parts that `encode_plain` reads, as a tree of its own."""
     return StableDiffusion(None, None, list(sd.text_encoders), sd.family)
 
 
-@lru_cache(maxsize=8)
-def tokenizers(folder: str, count: int) -> tuple[CLIPTokenizer, ...]:
-    """The tokenizers of a pipeline folder, `vocab.json` + `merges.txt` or `tokenizer.json`.
+@lru_cache(maxsize=64)
+def tokenizers(folder: str, count: int, new_tokens: tuple[NewToken, ...] = ()) -> tuple[CLIPTokenizer, ...]:
+    """The tokenizers of a pipeline folder, `vocab.json` + `merges.txt` or `tokenizer.json`, with new tokens added.
 
     Raises:
         ConversionError: their files are damaged.
     """
     folders = [Path(folder) / name for name in ("tokenizer", "tokenizer_2")[:count]]
     try:
-        return tuple(CLIPTokenizer.from_pretrained(str(path), local_files_only=True) for path in folders)
+        found = tuple(CLIPTokenizer.from_pretrained(str(path), local_files_only=True) for path in folders)
     except Exception as error:  # the tokenizers library raises bare ones
         raise ConversionError(f"{folder}: the tokenizer cannot be read ({error}). Download it again.") from error
+    for tokenizer in found:
+        tokenizer.add_tokens([name for token in new_tokens for name in token.names])
+    return found
+
+
+def spell_out(tokenizer: CLIPTokenizer, prompt: str) -> str:
+    """Writes all vectors of each added token into a prompt, as diffusers does: `<dog>` -> `<dog> <dog>_1`."""
+    added = tokenizer.get_added_vocab()
+    for token in sorted(added, key=len, reverse=True):
+        if f"{token}_1" in added and token in prompt:
+            names = [token]
+            while f"{token}_{len(names)}" in added:
+                names.append(f"{token}_{len(names)}")
+            prompt = re.sub(re.escape(token) + r"(?!_\d)", lambda _, names=names: " ".join(names), prompt)
+    return prompt
 
 
 def tokenize(family: ModelFamily, prompts: list[str]) -> Int[np.ndarray, "b e n"]:
     """Token ids of prompts for each text encoder of a family."""
     ids = [
         tokenizer(
-            list(prompts),
+            [spell_out(tokenizer, prompt) for prompt in prompts],
             padding="max_length",
             max_length=config.max_position_embeddings,
             truncation=True,
             return_tensors="np",
         ).input_ids
         for tokenizer, config in zip(
-            tokenizers(family.folder, len(family.text_encoders)), family.text_encoders, strict=True
+            tokenizers(family.folder, len(family.text_encoders), family.new_tokens), family.text_encoders, strict=True
         )
     ]
     return np.stack(ids, axis=1).astype(np.int32)
 
 
+def encode_text(
+    sd: StableDiffusion, input_ids: Int[Array, "b e n"]
+) -> tuple[Float[Array, "b n d"], Float[Array, "b d2"] | None]:
+    """`encode_plain`, compiled."""
+    return _encode_text(*nnx.split(text_only(sd)), jnp.asarray(input_ids))
+
+
 @jax.jit
 def _encode_text(graphdef, state, input_ids):
-    return nnx.merge(graphdef, state).encode_ids(input_ids)
+    return nnx.merge(graphdef, state).encode_plain(input_ids)
 
 
 def size_ids(height: int, width: int, rows: int) -> Float[np.ndarray, "b 6"]:
@@ -244,7 +274,7 @@ def _program(family: ModelFamily, sampler: str, num_steps: int, guided: bool, ze
         states, pooled = sd.encode_ids(jnp.concatenate([negative_ids, ids]) if guided else ids)
         rows, height, width, _ = noise.shape
         if guided and zeros:
-            states, pooled = (x if x is None else x.at[:rows].set(0) for x in (states, pooled))
+            states, pooled = jax.tree.map(lambda x: x.at[:rows].set(0), (states, pooled))
         time_ids = None
         if family.size_conditioning:
             time_ids = jnp.asarray(size_ids(height * factor, width * factor, states.shape[0]))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -15,18 +16,21 @@ from jaxbooth import families
 from jaxbooth.config import Config
 from jaxbooth.data.captions import CaptionedImage
 from jaxbooth.data.datasets import load_captioned
+from jaxbooth.data.new_tokens import check_new_tokens, new_tokens, subject_text
 from jaxbooth.data.prior import check_own_images
 from jaxbooth.data.prompts import CLASS_TEMPLATE, render, render_all
-from jaxbooth.data.subjects import Subject, load_subject
+from jaxbooth.data.subjects import Subject, SubjectConfig, load_subject
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.diffusion.sample import SAMPLERS
 from jaxbooth.diffusion.schedule import NoiseSchedule
 from jaxbooth.errors import ConfigError, JaxboothError, MethodError
-from jaxbooth.families import ModelFamily
+from jaxbooth.families import ModelFamily, NewToken
+from jaxbooth.nn.key_locked import TextMetric
 from jaxbooth.pipeline import build, latent_shape, schedule_of, tokenizers
 from jaxbooth.run_folder import RunFolder
-from jaxbooth.sharding import check_rows, make_mesh
-from jaxbooth.training.state import flatten, trainable_tree
+from jaxbooth.sharding import MeshConfig, check_rows, make_mesh
+from jaxbooth.training.state import flatten, split_attached, trainable_tree
+from jaxbooth.types import SubjectText
 from jaxbooth.weights.hub import resolve
 from jaxbooth.weights.load import check_weight_files
 
@@ -48,9 +52,26 @@ class Prepared:
     class_prompts: tuple[str, ...]
 
     @property
+    def groups(self) -> list[tuple[SubjectConfig, ...]]:
+        """Subjects of each model on the subject axis: one each, or all in one; none for a data set."""
+        subjects = self.config.subjects
+        return [subjects] if self.config.train.joint or not subjects else [(subject,) for subject in subjects]
+
+    @property
     def names(self) -> list[str]:
         """What the subject axis holds."""
-        return [subject.name for subject in self.subjects] or ["dataset"]
+        return ["+".join(subject.name for subject in group) or "dataset" for group in self.groups]
+
+    def new_tokens(self, group: int = 0) -> tuple[NewToken, ...]:
+        """The words that one model learns."""
+        return new_tokens(self.config.method, self.groups[group])
+
+    def texts(self) -> SubjectText | None:
+        """Every model's words `[s, ...]`; None for methods without new tokens."""
+        if not self.config.method.vectors_per_token:
+            return None
+        each = [subject_text(self.family, self.config.method, group) for group in self.groups]
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *each)
 
     @property
     def uses_prior(self) -> bool:
@@ -69,6 +90,10 @@ class Prepared:
     def instance_images(self) -> list[list[CaptionedImage]]:
         """Captioned pictures of each subject, or of the data set."""
         return [list(subject.images) for subject in self.subjects] or [self.dataset]
+
+    def by_model(self, items: list) -> list[list]:
+        """Items that there is one of for each subject (or the data set), gathered for each model."""
+        return [items] if self.config.train.joint else [[item] for item in items]
 
 
 class Problems:
@@ -102,7 +127,8 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Prepared
     problems, run = Problems(), RunFolder(Path(config.run_dir))
     problems.run(run.check, config)
     problems.run(run.check_writable)
-    subjects = [problems.run(load_subject, subject) for subject in config.subjects]
+    templates = config.method.caption_templates
+    subjects = [problems.run(load_subject, s, Path(), templates, config.data.mask) for s in config.subjects]
     dataset = problems.run(load_captioned, config.dataset) if config.dataset is not None else None
     mesh = problems.run(make_mesh, config.mesh, devices)
     commit = config.base.revision or problems.run(run.recorded_commit)
@@ -110,7 +136,8 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Prepared
     family = problems.run(families.from_diffusers, base) if base is not None else None
     if family is not None:
         problems.run(check_weight_files, family, base)
-        problems.run(tokenizers, family.folder, len(family.text_encoders))
+        if problems.run(tokenizers, family.folder, len(family.text_encoders)) is not None:
+            problems.run(check_new_tokens, family, config.method, config.subjects)
     objective = problems.run(make_objective, config, family) if family is not None else None
     if objective is not None:
         problems.run(_check_sampling, config, objective.schedule)
@@ -118,17 +145,36 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Prepared
         problems.run(check_own_images, config.prior)
         problems.run(render, config.prior.prompt or CLASS_TEMPLATE, None, "")
     resolution = problems.run(_resolution, config, family) if family is not None else None
-    prompts = problems.run(_prompts, config, config.sample.prompts)
+    prompts = problems.run(_prompts, config, config.sample.prompts, config.method.class_noun_in_prompts)
     class_prompts = problems.run(_prompts, config, config.sample.class_prompts)
     if mesh is not None:
         rows = config.train.batch_size * (2 if config.subjects and config.prior.loss_weight > 0 else 1)
         accumulation = config.train.gradient_accumulation_steps
-        problems.run(check_rows, mesh, max(1, len(config.subjects)), rows, accumulation)
-    if len(config.subjects) > 1:
+        models = 1 if config.train.joint else max(1, len(config.subjects))
+        problems.run(check_rows, mesh, models, rows, accumulation)
+    if len(config.subjects) > 1 and not config.train.joint:
         problems.run(_check_subject_count, config)
     problems.raise_all()
-    return Prepared(
+    prepared = Prepared(
         config, run, mesh, base, family, tuple(subjects), dataset, resolution, objective, prompts, class_prompts
+    )
+    prepared.texts()  # an initialiser may be unknown to the tokenizer
+    parameter_table(prepared)  # a target may match nothing
+    return prepared
+
+
+def reopen(config: Config) -> Prepared:
+    """A run that was trained before, to draw with or to export: without its pictures, on one device.
+
+    Raises:
+        JaxboothError: the base is not there any more.
+    """
+    base = resolve(config.base.path, config.base.revision or RunFolder(Path(config.run_dir)).recorded_commit())
+    family = families.from_diffusers(base)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    objective, resolution = make_objective(config, family), _resolution(config, family)
+    return Prepared(
+        config, RunFolder(Path(config.run_dir)), mesh, base, family, (), None, resolution, objective, (), ()
     )
 
 
@@ -139,6 +185,7 @@ def make_objective(config: Config, family: ModelFamily) -> Objective:
         snr_gamma=config.train.snr_gamma,
         noise_offset=config.train.noise_offset,
         scaling_factor=family.vae.scaling_factor,
+        prior_by_prediction=bool(config.subjects) and config.prior.loss_weight > 0 and config.prior.by_prediction,
     )
 
 
@@ -149,10 +196,11 @@ def _resolution(config: Config, family: ModelFamily) -> int:
     return resolution
 
 
-def _prompts(config: Config, templates: tuple[str, ...]) -> tuple[str, ...]:
+def _prompts(config: Config, templates: tuple[str, ...], class_noun: bool = True) -> tuple[str, ...]:
     if not config.subjects:  # a data set has no token; its prompts are plain text
         return tuple(template for template in templates if "{" not in template)
-    return tuple(render_all(templates, config.subjects[0].token, config.subjects[0].class_noun))
+    subject = config.subjects[0]
+    return tuple(render_all(templates, subject.token, subject.class_noun if class_noun else ""))
 
 
 def _check_sampling(config: Config, schedule: NoiseSchedule) -> None:
@@ -173,8 +221,8 @@ def _check_sampling(config: Config, schedule: NoiseSchedule) -> None:
 
 def _check_subject_count(config: Config) -> None:
     raise MethodError(
-        f"method {config.method.type} trains all of the model's weights, one model for each subject, and takes one "
-        f"subject a run; {len(config.subjects)} are given. Run it once for each (subjects.0.name=... run_dir=...)."
+        f"{len(config.subjects)} subjects are given, and a run learns one. Run it once for each (subjects.0.name=... "
+        "run_dir=...), or set train.joint=true to learn all of them in one model."
     )
 
 
@@ -183,8 +231,19 @@ def parameter_table(prepared: Prepared) -> tuple[dict[str, tuple[int, ...]], int
     config = prepared.config
     sd = nnx.eval_shape(lambda: build(prepared.family, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0)))
     total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(sd)))
-    tree = trainable_tree(config.method, sd)
-    _, trained, frozen = nnx.split(tree, config.method.is_trainable, ...)
-    shapes = {name: leaf.shape for name, leaf in flatten(trained).items()}
-    inside = sum(leaf.size for leaf in jax.tree.leaves(frozen))
-    return shapes, inside, total - inside - sum(leaf.size for leaf in jax.tree.leaves(trained))
+    if config.method.type == "perfusion":
+        width = prepared.family.unet.cross_attention_dim
+        sd.concepts = nnx.data(nnx.eval_shape(lambda: TextMetric(jnp.zeros((width, width)))))
+    plain = {name: leaf.size for name, leaf in flatten(nnx.state(trainable_tree(config.method, sd))).items()}
+    graphdef, state = nnx.split(trainable_tree(config.method, sd))
+    texts = prepared.texts()
+
+    def attach(state, text):
+        return split_attached(config.method, nnx.merge(graphdef, state), jax.random.key(0), text)[1]
+
+    trained = jax.eval_shape(attach, state, jax.tree.map(lambda x: x[0], texts))
+    if not trained:
+        raise MethodError(f"method {config.method.type} finds nothing to train in {prepared.family.name}")
+    inside = sum(size for name, size in plain.items() if name not in trained)
+    outside = total - sum(plain.values())
+    return {name: leaf.shape for name, leaf in trained.items()}, inside, outside

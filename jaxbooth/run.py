@@ -1,33 +1,35 @@
 """One run from a checked configuration to pictures and an exported pipeline; each stage skips what is already there."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 
 from jaxbooth.config import Config
 from jaxbooth.data.batches import BatchStream
 from jaxbooth.data.captions import CaptionedImage
-from jaxbooth.data.examples import Examples, encode_examples
+from jaxbooth.data.collage import collage_images
+from jaxbooth.data.examples import Examples, encode_examples, joined
 from jaxbooth.data.prior import ensure_prior
+from jaxbooth.data.prompts import render
 from jaxbooth.errors import ConfigError
 from jaxbooth.pipeline import StableDiffusion
 from jaxbooth.prepare import Prepared, prepare
 from jaxbooth.previews import draw_contact_sheet, draw_samples
-from jaxbooth.run_folder import RunFolder, versions
-from jaxbooth.sharding import MeshConfig
+from jaxbooth.run_folder import versions
+from jaxbooth.trained import TrainedRun, abstract, fingerprint, load_base, optimizer, start
 from jaxbooth.training.checkpoint import CheckpointStore
 from jaxbooth.training.loop import LoopConfig, train
-from jaxbooth.training.state import Split, TrainState, init_state, state_shardings, subject_adapter
+from jaxbooth.training.state import Split, TrainState
 from jaxbooth.training.step import make_train_step
 from jaxbooth.weights.digest import base_digest, component_digest
 from jaxbooth.weights.hub import commit_of
-from jaxbooth.weights.load import load_pipeline
-from jaxbooth.weights.save import save_pipeline
 
 log = logging.getLogger(__name__)
+
+COLLAGES = 128  # drawn before training
 
 
 def train_run(prepared: Prepared) -> StableDiffusion:
@@ -46,7 +48,7 @@ def train_run(prepared: Prepared) -> StableDiffusion:
     split, state = start(prepared, sd)
     step = partial(_step_with_base, compile_step(prepared, split, state), split.base)
     with CheckpointStore(
-        run.checkpoints, keep=config.checkpoint.keep, fingerprint=_fingerprint(prepared, digest)
+        run.checkpoints, keep=config.checkpoint.keep, fingerprint=fingerprint(prepared, digest)
     ) as store:
         restored = store.restore_newest(abstract(state, mesh))
         if restored is not None:
@@ -59,18 +61,13 @@ def train_run(prepared: Prepared) -> StableDiffusion:
             state, step, stream.device_batch, store, run.path, prepared.names,
             config.optimizer.schedule(config.train.steps),
         )  # fmt: skip
-    trained = assemble(config, sd, split, state)
-    draw_samples(prepared, trained, run.samples / "after")
+    trained = TrainedRun(prepared, sd, split, state, digest)
+    draw_samples(prepared, trained.to_sample(), run.samples / "after")
     if jax.process_index() == 0:
         draw_contact_sheet(prepared)
-    if config.export and not run.pipeline.exists():
-        save_pipeline(trained, run.pipeline)
-    return trained
-
-
-def load_base(config: Config, folder: Path, mesh: Mesh) -> StableDiffusion:
-    """The base with compute dtype as configured and float32 weights: what trains stays exact."""
-    return load_pipeline(folder, config.base.dtype, mesh, param_dtype="float32", remat=config.base.remat)
+    if config.export:
+        trained.write(run)
+    return trained.to_sample()
 
 
 def make_stream(prepared: Prepared, sd: StableDiffusion, digest: str) -> BatchStream:
@@ -78,22 +75,51 @@ def make_stream(prepared: Prepared, sd: StableDiffusion, digest: str) -> BatchSt
     config, mesh = prepared.config, prepared.mesh
     vae_digest = component_digest(prepared.base / "vae")
 
-    def encode(images: list[CaptionedImage]) -> Examples:
+    def encode(images: list[CaptionedImage], group: int, size_augmentation: int = 0) -> Examples:
         return encode_examples(
             sd, images, config.data, prepared.resolution, seed=config.train.seed, mesh=mesh, vae_digest=vae_digest,
-            trains_text_encoder=config.method.trains_text_encoder,
+            trains_text_encoder=config.method.trains_text_encoder, new_tokens=prepared.new_tokens(group),
+            size_augmentation=size_augmentation,
         )  # fmt: skip
 
-    prior = [encode(images) for images in prior_images(prepared, sd, digest)] if prepared.uses_prior else None
+    def of_models(images: list[list[CaptionedImage]], size_augmentation: int = 0) -> list[Examples]:
+        models = enumerate(prepared.by_model(images))
+        return [joined([encode(part, group, size_augmentation) for part in parts]) for group, parts in models]
+
+    augmentation = config.method.size_augmented_views
+    collages = draw_collages(prepared) if config.train.collage_share else None
+    if not prepared.uses_prior:
+        prior = None
+    elif config.prior.by_prediction:
+        prior = of_models(class_captioned(prepared), augmentation)
+    else:
+        prior = of_models(prior_images(prepared, sd, digest))
     return BatchStream(
-        instance=[encode(images) for images in prepared.instance_images()],
+        instance=of_models(prepared.instance_images(), augmentation),
         prior=prior,
         batch_size=config.train.batch_size,
         prior_weight=config.prior.loss_weight,
         seed=config.train.seed,
         mesh=mesh,
         caption_dropout=config.data.caption_dropout,
+        collages=None if collages is None else [encode(collages, 0)],
+        collage_share=config.train.collage_share,
     )
+
+
+def draw_collages(prepared: Prepared) -> list[CaptionedImage]:
+    """Pictures of two subjects side by side, for subjects that are learned together."""
+    phrases = [render("{token} {class_noun}", s.token, s.class_noun) for s in prepared.config.subjects]
+    images = [subject.images for subject in prepared.subjects]
+    return collage_images(images, phrases, COLLAGES, prepared.resolution, prepared.config.train.seed)
+
+
+def class_captioned(prepared: Prepared) -> list[list[CaptionedImage]]:
+    """Each subject's own pictures under the class prompt: the rows of a prior by prediction."""
+    return [
+        [replace(image, caption=prepared.prior_prompt(subject), more_captions=()) for image in subject.images]
+        for subject in prepared.subjects
+    ]
 
 
 def prior_images(prepared: Prepared, sd: StableDiffusion, digest: str) -> list[list[CaptionedImage]]:
@@ -106,19 +132,11 @@ def prior_images(prepared: Prepared, sd: StableDiffusion, digest: str) -> list[l
     return images
 
 
-def start(prepared: Prepared, sd: StableDiffusion) -> tuple[Split, TrainState]:
-    """The state before the first step; consumes the arrays of `sd` that train."""
-    config = prepared.config
-    tx = config.optimizer.build(config.train.steps)
-    ema = config.train.ema_decay is not None
-    return init_state(config.method, sd, len(prepared.names), tx, config.train.seed, prepared.mesh, ema)
-
-
 def compile_step(prepared: Prepared, split: Split, state: TrainState):
     """The jitted `(state, base, batch) -> (state, metrics)`."""
     config = prepared.config
     return make_train_step(
-        config.method, split, config.optimizer.build(config.train.steps), prepared.objective, prepared.mesh, state,
+        config.method, split, optimizer(config), prepared.objective, prepared.mesh, state,
         seed=config.train.seed, accumulation=config.train.gradient_accumulation_steps,
         ema_decay=config.train.ema_decay,
     )  # fmt: skip
@@ -128,58 +146,10 @@ def _step_with_base(step, base, state, batch):
     return step(state, base, batch)
 
 
-def abstract(state: TrainState, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and layout of a state: what a checkpoint is compared with."""
-    layout = state_shardings(state, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout)
-
-
-def assemble(config: Config, sd: StableDiffusion, split: Split, state: TrainState, subject: int = 0) -> StableDiffusion:
-    """One subject's model, plain and complete: merged UNet, trained or original text encoders, the base's VAE."""
-    tree = split.merge(subject_adapter(state, subject))
-    config.method.merge(tree)
-    encoders = list(tree.text_encoders) or list(sd.text_encoders)
-    return StableDiffusion(tree.unet, sd.vae, encoders, sd.family)
-
-
-def _fingerprint(prepared: Prepared, digest: str) -> dict[str, str]:
-    config = prepared.config
-    images = ", ".join(subject.digest for subject in prepared.subjects)
-    method, optimizer = config.method.model_dump_json(), config.optimizer.model_dump_json(include={"type"})
-    return {"base": digest, "method": method, "optimizer": optimizer, "images": images}
-
-
-def load_trained(run: RunFolder) -> StableDiffusion:
-    """The model of a run: its exported pipeline, else its newest checkpoint.
-
-    Raises:
-        ConfigError: the run has not saved anything yet.
-    """
-    if (run.pipeline / "model_index.json").is_file():
-        return load_pipeline(run.pipeline)
-    # On one device, whatever it was trained on: sampling and export happen on other machines.
-    config = run.config().model_copy(update={"run_dir": str(run.path), "mesh": MeshConfig()})
-    prepared = prepare(config, jax.devices()[:1])
-    sd = load_base(prepared.config, prepared.base, prepared.mesh)
-    split, state = start(prepared, sd)
-    fingerprint = _fingerprint(prepared, base_digest(prepared.base))
-    with CheckpointStore(run.checkpoints, keep=None, fingerprint=fingerprint, read_only=True) as store:
-        restored = store.restore_newest(abstract(state, prepared.mesh))
-    if restored is None:
-        raise ConfigError(f"{run.path} has no checkpoint yet: run `jaxbooth train` to its first save")
-    return assemble(prepared.config, sd, split, restored[1])
-
-
-def load_any(path: str) -> StableDiffusion:
-    """A run, a pipeline folder, a hub id or `pocket`."""
-    run = RunFolder(Path(path))
-    return load_trained(run) if run.config_file.is_file() else load_pipeline(path)
-
-
 def draw_prior(config: Config) -> list[Path]:
     """Only the prior pictures of a configuration, e.g. ahead of training; returns their paths."""
     prepared = prepare(config)
-    if not prepared.uses_prior:
+    if not prepared.uses_prior or config.prior.by_prediction:
         raise ConfigError("this configuration uses no prior pictures (prior.loss_weight is 0, or there is no subject)")
     sd = load_base(config, prepared.base, prepared.mesh)
     images = prior_images(prepared, sd, base_digest(prepared.base))

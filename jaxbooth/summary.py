@@ -1,6 +1,7 @@
 """What a run is going to do, told before anything is computed: whole for `--dry-run`, in short at every start."""
 
 import math
+from dataclasses import replace
 
 from jaxbooth.config import dump
 from jaxbooth.data.examples import cache_folder
@@ -34,17 +35,19 @@ def _notes(prepared: Prepared) -> list[str]:
     tokenizer = tokenizers(prepared.family.folder, 1)[0]
     notes = list(prepared.dataset.notes) if prepared.dataset is not None else []
     for subject in prepared.subjects:
-        notes += [*subject.notes, *check_token(tokenizer, subject.token, subject.class_noun)]
+        notes += subject.notes
+        if not prepared.config.method.vectors_per_token:  # else the token is a word of its own
+            notes += check_token(tokenizer, subject.token, subject.class_noun)
     return [f"note: {note}" for note in notes]
 
 
 def _captions(prepared: Prepared) -> list[str]:
     first = [images[index] for images in prepared.instance_images() for index in range(min(SHOWN, len(images)))]
-    captions = list(dict.fromkeys(image.caption for image in first))
+    captions = list(dict.fromkeys(caption for image in first for caption in image.captions))
     if prepared.uses_prior:
         captions += [prepared.prior_prompt(subject) for subject in prepared.subjects]
     shown = captions[:SHOWN]
-    ids = tokenize(prepared.family, shown)
+    ids = tokenize(replace(prepared.family, new_tokens=prepared.new_tokens()), shown)
     end = tokenizers(prepared.family.folder, 1)[0].eos_token_id
     lines = []
     for caption, row in zip(shown, ids[:, 0].tolist(), strict=True):

@@ -34,6 +34,18 @@ class Batch(NamedTuple):
     weights: Float[Array, "*s b"]
     is_prior: Bool[Array, "*s b"]
     rows: Int[Array, "*s b"]  # the row's number within the step: part of its noise key
+    mask: Float[Array, "*s b h w"] | None = None  # weight of each latent pixel in the loss; None: all weigh 1
+
+
+class SubjectText(NamedTuple):
+    """What surgery must know of a subject's words: `k` concepts, `p` prompts, `e` text encoders, `n` tokens.
+
+    One concept for each subject, several when subjects are learned together in one model.
+    """
+
+    initializer_ids: Int[Array, "*s k e m"]  # vocabulary ids that a new token starts from (their mean), -1 pads
+    class_ids: Int[Array, "*s k p e n"]  # the captions with the class noun where the new token stands
+    class_positions: Int[Array, "*s k p"]  # of the class noun's last token
 
 
 # (latents, timesteps) -> model_pred. Timesteps are fractional in Euler's linspace spacing, whole everywhere else.

@@ -15,14 +15,14 @@ LAYERS = (
     {"methods"},
     {"data"},
     {"training"},
-    {"evaluation", "export", "fleet", "planning", "report"},
+    {"evaluation", "export", "merging", "fleet", "planning", "report"},
     {"config", "config_errors", "strict_yaml"},
-    {"run_folder", "prepare", "summary", "previews", "run"},
+    {"run_folder", "prepare", "summary", "previews", "text_metric", "trained", "run"},
     {"cli", "__init__"},
     {"__main__"},
 )
 # Rooms of one layer that may know each other.
-NEIGHBOURS = {"config", "config_errors", "strict_yaml", "run_folder", "prepare", "summary", "previews", "run", "cli"}
+NEIGHBOURS = {"export", "merging", "config", "config_errors", "strict_yaml", "cli", *LAYERS[10]}
 STRANGERS = {"nn", "diffusion", "sharding", "pocket"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

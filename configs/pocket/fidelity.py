@@ -19,7 +19,8 @@ from jaxbooth.evaluation import fidelity
 from jaxbooth.pocket import DEMO_SUBJECTS, DemoSubject
 from jaxbooth.prepare import prepare
 from jaxbooth.previews import write_images
-from jaxbooth.run import load_any, train_run
+from jaxbooth.run import train_run
+from jaxbooth.trained import load_any
 
 CONFIG = Path(__file__).with_name("dreambooth.yaml")
 PLACES = (

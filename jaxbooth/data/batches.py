@@ -8,22 +8,36 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxbooth.data.examples import Examples
+from jaxbooth.data.examples import Examples, full_masks
 from jaxbooth.sharding import batch_sharding, put
 from jaxbooth.types import Batch
 
-ORDER_STREAM, DROPOUT_STREAM = 2, 3  # of numpy's seed sequence; noise draws from streams of its own (training/step.py)
+# Of numpy's seed sequence; noise draws from streams of its own (training/step.py).
+ORDER_STREAM, DROPOUT_STREAM, CAPTION_STREAM, COLLAGE_STREAM = 2, 3, 4, 5
+INSTANCE, PRIOR, COLLAGE = 0, 1, 2  # kinds of rows
 
 
 @lru_cache(maxsize=256)
-def _permutation(seed: int, subject: int, kind: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, ORDER_STREAM, subject, kind, epoch]).permutation(count)
+def _permutation(seed: int, subject: int, kind: int, epoch: int, count: int, part: int) -> np.ndarray:
+    order = [seed, ORDER_STREAM, subject, kind, epoch] + ([part] if part else [])
+    return np.random.default_rng(order).permutation(count)
 
 
-def drawn_views(seed: int, subject: int, kind: int, first: int, rows: int, count: int) -> np.ndarray:
-    """Views of draws `first ... first + rows - 1`: every view once per epoch, each epoch in an order of its own."""
-    draws = np.arange(first, first + rows)
-    return np.asarray([_permutation(seed, subject, kind, int(d // count), count)[d % count] for d in draws], np.int64)
+def drawn_views(
+    seed: int, subject: int, kind: int, first: int, rows: int, count: int, parts: tuple[int, ...] = ()
+) -> np.ndarray:
+    """Views of draws `first ... first + rows - 1`: every view once per epoch, each epoch in an order of its own.
+
+    With `parts` (their sizes sum to `count`), draws go round the parts, so that each has an equal share whatever its
+    size, and each has epochs of its own.
+    """
+    parts = parts or (count,)
+    starts, found = np.cumsum((0, *parts)), []
+    for number in range(first, first + rows):
+        draw, part = divmod(number, len(parts))
+        epoch, place = divmod(draw, parts[part])
+        found.append(starts[part] + _permutation(seed, subject, kind, epoch, parts[part], part)[place])
+    return np.asarray(found, np.int64)
 
 
 @dataclass(frozen=True)
@@ -34,13 +48,15 @@ class BatchStream:
     interleaved so that every device gets both.
     """
 
-    instance: Sequence[Examples]  # one for each subject
+    instance: Sequence[Examples]  # one for each subject (for each model, where subjects are learned together)
     prior: Sequence[Examples] | None
     batch_size: int
     prior_weight: float
     seed: int
     mesh: Mesh
     caption_dropout: float = 0.0
+    collages: Sequence[Examples] | None = None  # of subjects learned together; take the place of instance rows
+    collage_share: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -58,26 +74,45 @@ class BatchStream:
 
     def _subject_batch(self, step: int, subject: int) -> Batch:
         size = self.batch_size
-        instance = self._rows(self.instance[subject], step, subject, kind=0)
+        instance = self._instance_rows(step, subject)
         weights = np.full(size, 1.0 / size, np.float32)
         if self.prior is None:
             return self._batch(instance, weights, np.zeros(size, bool))
-        prior = self._rows(self.prior[subject], step, subject, kind=1)
+        prior = self._rows(self.prior[subject], step, subject, PRIOR)
         both = jax.tree.map(lambda a, b: np.stack([a, b], 1).reshape(2 * size, *a.shape[1:]), instance, prior)
         weights = np.stack([weights, weights * np.float32(self.prior_weight)], 1).reshape(-1)
         return self._batch(both, weights, np.tile([False, True], size))
 
     def _batch(self, rows, weights, is_prior) -> Batch:
-        moments, text, time_ids = rows
-        return Batch(moments, text, time_ids, weights, is_prior, np.arange(len(weights), dtype=np.int32))
+        moments, text, time_ids, mask = rows
+        return Batch(moments, text, time_ids, weights, is_prior, np.arange(len(weights), dtype=np.int32), mask)
+
+    def _instance_rows(self, step: int, subject: int):
+        rows = self._rows(self.instance[subject], step, subject, INSTANCE)
+        if self.collages is None:
+            return rows
+        other = self._rows(self.collages[subject], step, subject, COLLAGE)
+        chance = np.random.default_rng([self.seed, COLLAGE_STREAM, subject, step]).random(self.batch_size)
+        taken = chance < self.collage_share
+        return jax.tree.map(lambda a, b: np.where(taken.reshape(-1, *(1,) * (a.ndim - 1)), b, a), rows, other)
+
+    @property
+    def _masked(self) -> bool:
+        """Whether any row has a mask; then all do, since rows of one batch have one shape."""
+        groups = (self.instance, self.prior or (), self.collages or ())
+        return any(examples.masks is not None for group in groups for examples in group)
 
     def _rows(self, examples: Examples, step: int, subject: int, kind: int):
-        views = drawn_views(self.seed, subject, kind, step * self.batch_size, self.batch_size, len(examples))
-        index = examples.text_index[views]
-        if self.caption_dropout and kind == 0:
+        first, rows = step * self.batch_size, self.batch_size
+        views = drawn_views(self.seed, subject, kind, first, rows, len(examples), examples.parts)
+        choices = examples.text_index.shape[1]
+        choice = np.random.default_rng([self.seed, CAPTION_STREAM, subject, kind, step]).integers(choices, size=rows)
+        index = examples.text_index[views, choice]
+        if self.caption_dropout and kind == INSTANCE:
             chance = np.random.default_rng([self.seed, DROPOUT_STREAM, subject, step]).random(len(views))
             empty = len(jax.tree.leaves(examples.text)[0]) - 1
             index = np.where(chance < self.caption_dropout, empty, index)
         text = jax.tree.map(lambda array: array[index], examples.text)
         time_ids = None if examples.time_ids is None else examples.time_ids[views]
-        return np.asarray(examples.moments[views], np.float32), text, time_ids
+        mask = full_masks(examples)[views] if self._masked else None
+        return np.asarray(examples.moments[views], np.float32), text, time_ids, mask

@@ -9,10 +9,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from jaxbooth.data.images import load_image, read_bytes
+from jaxbooth.data.masks import alpha_mask, load_mask
 from jaxbooth.errors import DataError
 
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -27,6 +31,13 @@ class CaptionedImage:
     caption: str
     key: str
     origin: str = ""  # the folder or data set, for messages
+    more_captions: tuple[str, ...] = ()  # as good as the first: each step takes one of them
+    mask: Path | Literal["alpha"] | None = None  # where the subject is: a picture beside it, or its own transparency
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions; the same number for every picture of a subject."""
+        return (self.caption, *self.more_captions)
 
     def read(self) -> bytes:
         """The encoded bytes, through the gate's size check."""
@@ -35,6 +46,21 @@ class CaptionedImage:
     def load(self) -> Image.Image:
         """Decodes the picture through the image gate: upright RGB."""
         return load_image(self.source, name=self._name)
+
+    def load_mask(self) -> Float[np.ndarray, "h w"] | None:
+        """Where the subject is, in [0, 1], of the picture's upright size; None if nothing tells.
+
+        Raises:
+            DataError: the mask cannot be read, does not fit the picture, or is empty.
+        """
+        if self.mask is None:
+            return None
+        mask = (
+            alpha_mask(self.source, name=self._name) if self.mask == "alpha" else load_mask(self.mask, self.load().size)
+        )
+        if mask is None:
+            raise DataError(f"{self._name}: has no transparency to take the mask from; use data.mask: sidecar")
+        return mask
 
     @property
     def _name(self) -> str:

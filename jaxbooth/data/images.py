@@ -8,9 +8,9 @@ Colour profiles are not applied and no metadata survives: what leaves is plain 8
 import hashlib
 import io
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -27,6 +27,7 @@ WHITE = (255, 255, 255)
 READ_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp"})
 # Pictures that the gate refuses: listed all the same, so that they are refused by name and not passed over.
 REFUSED_SUFFIXES = frozenset({".gif", ".apng", ".heic", ".heif", ".avif", ".tif", ".tiff", ".jxl"})
+MASK_SUFFIX = ".mask.png"  # `01.mask.png` is the mask of the picture `01.jpg` (data/masks.py), not a picture itself
 
 # First bytes of what people take for a JPEG or PNG, at their offset in the file.
 _OTHER_FILES = (
@@ -54,6 +55,9 @@ _TURNS = {
 }
 
 
+T = TypeVar("T")
+
+
 class Listing(NamedTuple):
     """The pictures of a folder, and the names of everything else in it (folders end in a slash)."""
 
@@ -77,6 +81,15 @@ def load_image(
     Raises:
         DataError: The picture is missing, damaged, of another format, too big, too small or too narrow.
     """
+    return decode(source, lambda image: _to_rgb(image, background), name=name)
+
+
+def decode(source: Path | str | bytes, convert: Callable[[Image.Image], T], *, name: str | None = None) -> T:
+    """Takes one picture through the gate and gives what `convert` makes of it: upright, 8 bit, in the file's own mode.
+
+    Raises:
+        DataError: As `load_image`.
+    """
     name = name or ("picture" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else read_bytes(Path(source), name=name)
     _check_byte_count(len(data), name)
@@ -85,7 +98,7 @@ def load_image(
             if problems := _header_problems(image):
                 raise DataError(f"{name}: {'; '.join(problems)}.")
             image.load()
-            return _to_rgb(_upright(image), background)
+            return convert(_eight_bit(_upright(image)))
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -130,7 +143,7 @@ def digest_pixels(image: Image.Image) -> str:
 
 
 def list_images(folder: Path) -> Listing:
-    """Lists a folder's pictures, sorted by name, and what else lies there; hidden files and subfolders are ignored.
+    """Lists a folder's pictures, sorted by name, and what else lies there; hidden files, masks, subfolders are ignored.
 
     Raises:
         DataError: The folder cannot be read.
@@ -150,8 +163,10 @@ def list_images(folder: Path) -> Listing:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name counts as a picture: by its suffix, and not hidden."""
-    return not name.startswith(".") and Path(name).suffix.lower() in READ_SUFFIXES | REFUSED_SUFFIXES
+    """Whether a file of this name counts as a picture: by its suffix, not hidden, and not a picture's mask."""
+    if name.startswith(".") or name.lower().endswith(MASK_SUFFIX):
+        return False
+    return Path(name).suffix.lower() in READ_SUFFIXES | REFUSED_SUFFIXES
 
 
 def _check_byte_count(count: int, name: str) -> None:
@@ -180,12 +195,16 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scales 16-bit grey ("I;16", or "I" in older Pillows), of which `convert` would clip all over 255 to white."""
+    if not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+    return Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+
+
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Converts any mode that the accepted formats give to plain RGB."""
-    if image.mode.startswith("I"):
-        # 16-bit grey ("I;16", or "I" in older Pillows): `convert` would clip everything over 255 to white.
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(canvas, image.convert("RGBA"))

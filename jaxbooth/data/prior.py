@@ -31,6 +31,11 @@ class PriorConfig(BaseModel, frozen=True, extra="forbid"):
     loss_weight: float = Field(
         1.0, ge=0, description="Weight of the prior loss; 0 = plain fine-tuning, no class pictures."
     )
+    by_prediction: bool = Field(
+        False,
+        description="Adapter methods: hold the photos under the class prompt to the base's own prediction; no class "
+        "pictures are needed.",
+    )
     images: str | None = Field(None, description="Folder of your own class pictures; topped up if there are too few.")
     prompt: str | None = Field(None, description='Class prompt, a template; null = "a {class_noun}".')
     sampler: str = Field("euler_ancestral", description="The paper draws class pictures with an ancestral sampler.")

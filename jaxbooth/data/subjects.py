@@ -4,8 +4,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -13,7 +14,8 @@ from jaxbooth.data.captions import CaptionedImage, read_sidecars, shorten
 from jaxbooth.data.datasets import DatasetConfig, load_captioned, load_uncaptioned
 from jaxbooth.data.folders import missing_folder
 from jaxbooth.data.images import digest_pixels, list_images, load_image
-from jaxbooth.data.prompts import class_prompt, instance_prompt, render, template_problems
+from jaxbooth.data.masks import ADVICE, find_masks
+from jaxbooth.data.prompts import INSTANCE_TEMPLATE, class_prompt, instance_prompt, render, template_problems
 from jaxbooth.errors import DataError, list_problems
 
 SIDECAR = "sidecar"
@@ -37,7 +39,8 @@ class SubjectConfig(BaseModel, frozen=True, extra="forbid"):
     )
     captions: str | None = Field(
         None,
-        description='Caption template; null = "a {token} {class_noun}"; "sidecar" = the texts beside the pictures.',
+        description='Caption template; null = the method\'s own, such as "a {token} {class_noun}"; "sidecar" = the '
+        "texts beside the pictures.",
     )
     min_images: int = Field(3, ge=1, description="Fewer pictures than this are an error.")
 
@@ -97,21 +100,31 @@ def load_subjects(configs: Sequence[SubjectConfig], root: Path = Path()) -> tupl
     return tuple(subjects)
 
 
-def load_subject(config: SubjectConfig, root: Path = Path()) -> Subject:
+def load_subject(
+    config: SubjectConfig,
+    root: Path = Path(),
+    templates: tuple[str, ...] = (INSTANCE_TEMPLATE,),
+    masks: Literal["none", "alpha", "sidecar"] = "none",
+) -> Subject:
     """Finds a subject's pictures and captions and decodes every picture once.
 
     Args:
         config: What to load.
         root: Folder that a relative `images` starts from.
+        templates: Captions of pictures that have none of their own; each step takes one of them.
+        masks: Where it is told which pixels are the subject.
 
     Raises:
         DataError: Lists every problem: missing folder, too few or damaged pictures, missing captions.
     """
     found = _from_hub(config) if config.images.startswith(HUB_PREFIX) else _from_folder(config, root)
+    found = _with_templates(found, config, templates)
+    images, mask_problems = _with_masks(found.images, masks)
+    found = replace(found, images=images)
     file_digests, pixel_digests, damaged = _inspect(found.images)
-    if problems := [*found.problems, *damaged, *_count_problems(config, found)]:
+    if problems := [*found.problems, *damaged, *mask_problems, *_count_problems(config, found)]:
         raise DataError(list_problems(f'Subject "{config.name}", {config.images}:', problems))
-    captions = [item.caption for item in found.images]
+    captions = [item.captions for item in found.images]
     content = [config.class_noun, config.token, captions, file_digests]
     return Subject(
         name=config.name,
@@ -191,6 +204,36 @@ def _count_problems(config: SubjectConfig, found: _Found) -> list[str]:
         f"{len(found.images)} images found, {config.min_images} or more are needed (png, jpg, webp, bmp).{ignored} "
         f"Add pictures, or lower min_images."
     ]
+
+
+def _with_templates(found: _Found, config: SubjectConfig, templates: tuple[str, ...]) -> _Found:
+    """The method's captions for pictures that the configuration gives none."""
+    if config.captions is not None:
+        return found
+    first, *more = [render(template, config.token, config.class_noun) for template in templates]
+    images = tuple(replace(image, caption=first, more_captions=tuple(more)) for image in found.images)
+    return replace(found, images=images)
+
+
+def _with_masks(
+    images: tuple[CaptionedImage, ...], kind: Literal["none", "alpha", "sidecar"]
+) -> tuple[tuple[CaptionedImage, ...], list[str]]:
+    """Pictures that know where their mask is, and what is wrong with the masks."""
+    if kind == "alpha":
+        images, problems = tuple(replace(image, mask="alpha") for image in images), []
+    elif kind == "sidecar":
+        paths = [image.source for image in images if isinstance(image.source, Path)]
+        found, problems = find_masks(paths[0].parent, paths) if paths else ({}, ["data.mask: sidecar needs a folder"])
+        problems += [f"{image.key}: has no mask ({ADVICE})" for image in images if image.key not in found and paths]
+        images = tuple(replace(image, mask=found.get(image.key)) for image in images)
+    else:
+        return images, []
+    for image in images:
+        try:
+            image.load_mask()
+        except DataError as error:
+            problems.append(str(error))
+    return images, problems
 
 
 def _template_caption(config: SubjectConfig) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxbooth.diffusion.schedule import STATIC, NoiseSchedule, add_noise, snr, velocity
 from jaxbooth.errors import ConfigError, list_problems
@@ -36,12 +36,14 @@ class Objective:
         snr_gamma: gamma of min-SNR weighting (Hang et al. 2023, arXiv 2303.09556), 5 in the paper; None: unweighted.
         noise_offset: size of added noise that is one number per image and channel, which lets a model learn brightness.
         scaling_factor: the VAE's; latents are multiplied by it.
+        prior_by_prediction: prior rows are held to the base's own prediction, not to class pictures.
     """
 
     schedule: NoiseSchedule
     snr_gamma: float | None = field(default=None, metadata=STATIC)
     noise_offset: float = field(default=0.0, metadata=STATIC)
     scaling_factor: float = field(default=0.18215, metadata=STATIC)
+    prior_by_prediction: bool = field(default=False, metadata=STATIC)
 
     def __post_init__(self) -> None:
         problems = []
@@ -113,7 +115,13 @@ def min_snr_weights(schedule: NoiseSchedule, timesteps: Int[Array, " b"], gamma:
 
 
 def row_losses(
-    objective: Objective, predict: Predict, moments: Float[Array, "b h w c2"], keys: Key[Array, " b"]
+    objective: Objective,
+    predict: Predict,
+    moments: Float[Array, "b h w c2"],
+    keys: Key[Array, " b"],
+    *,
+    mask: Float[Array, "b h w"] | None = None,
+    prior: tuple[Predict, Bool[Array, " b"]] | None = None,
 ) -> Float[Array, " b"]:
     """Mean squared error of each row's prediction, in float32, times its min-SNR weight.
 
@@ -122,11 +130,24 @@ def row_losses(
         predict: the network, with its prompts bound; called once with all rows.
         moments: mean and log-variance that the VAE gave, the log-variance not clipped.
         keys: one key per row, from the seed, the step and the row's number.
+        mask: weight of each latent pixel; the mean is taken over what it leaves, sum(mask * error) / (c * sum(mask)).
+        prior: the frozen network, and the rows whose target is its prediction instead of the noise.
     """
     schedule = objective.schedule
     latents, noise, timesteps, noisy_latents = draw(objective, moments, keys)
     model_pred = predict(noisy_latents, timesteps).astype(jnp.float32)
-    losses = jnp.mean(jnp.square(target(schedule, latents, noise, timesteps) - model_pred), axis=(1, 2, 3))
+    wanted = target(schedule, latents, noise, timesteps)
+    if prior is not None:
+        frozen, is_prior = prior
+        frozen_pred = jax.lax.stop_gradient(frozen(noisy_latents, timesteps).astype(jnp.float32))
+        wanted = jnp.where(is_prior[:, None, None, None], frozen_pred, wanted)
+    errors = jnp.square(wanted - model_pred)
+    if mask is None:
+        losses = jnp.mean(errors, axis=(1, 2, 3))
+    else:
+        # A row whose mask is empty has nothing to learn; its loss is 0, not 0 / 0.
+        weight = errors.shape[-1] * jnp.sum(mask, axis=(1, 2))
+        losses = jnp.sum(mask[..., None] * errors, axis=(1, 2, 3)) / jnp.maximum(weight, 1e-6)
     if objective.snr_gamma is None:
         return losses
     return losses * min_snr_weights(schedule, timesteps, objective.snr_gamma)

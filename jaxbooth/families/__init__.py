@@ -6,7 +6,7 @@ name, never ignored: a picture that is quietly a little wrong costs more than an
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,19 @@ COMPONENT_CLASSES = {
 
 
 @dataclass(frozen=True)
+class NewToken:
+    """A word that the vocabulary has not: its `vectors` stand for the subject."""
+
+    token: str
+    vectors: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The token of each vector, spelt as diffusers spells them: `<dog>`, `<dog>_1`, `<dog>_2`."""
+        return (self.token, *(f"{self.token}_{number}" for number in range(1, self.vectors)))
+
+
+@dataclass(frozen=True)
 class ModelFamily:
     """What a checkpoint is, apart from its weights; hashable, so that it can be static under `jax.jit`.
 
@@ -48,6 +61,7 @@ class ModelFamily:
         scheduler_config: text of scheduler/scheduler_config.json as read.
         component_configs: for each of `component_names`, the text of its config.json as read.
         folder: where all this was read, tokenizer files included; empty for a tiny twin.
+        new_tokens: words that a method has added to those of the folder's tokenizers.
     """
 
     name: Literal["sd1", "sd2", "sdxl"]
@@ -63,6 +77,7 @@ class ModelFamily:
     scheduler_config: str
     component_configs: tuple[str, ...]
     folder: str = ""
+    new_tokens: tuple[NewToken, ...] = ()
 
     @property
     def text_encoder_names(self) -> tuple[str, ...]:
@@ -157,6 +172,24 @@ def build_family(model_index: str, texts: Mapping[str, str], *, folder: str = ""
         component_configs=tuple(texts[name] for name in names),
         folder=folder,
     )
+
+
+def with_new_tokens(family: ModelFamily) -> ModelFamily:
+    """The family of a model whose token tables have grown by its `new_tokens`; itself if there are none.
+
+    The end of text gets its true id: files of old write 2, and readers then take the largest id of a prompt, which
+    would be the new token's.
+    """
+    count = sum(len(token.names) for token in family.new_tokens)
+    if not count:
+        return family
+    encoders, texts = [], list(family.component_configs[:2])
+    for config, text in zip(family.text_encoders, family.component_configs[2:], strict=True):
+        grown = {"vocab_size": config.vocab_size + count}
+        grown["eos_token_id"] = config.vocab_size - 1 if config.eos_token_id == 2 else config.eos_token_id
+        encoders.append(replace(config, **grown))
+        texts.append(json.dumps(json.loads(text) | grown, indent=2) + "\n")
+    return replace(family, text_encoders=tuple(encoders), component_configs=tuple(texts))
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -190,5 +190,6 @@ class CLIPTextModel(nnx.Module):
 def end_of_text(input_ids: Int[Array, "b n"], config: CLIPTextConfig) -> Int[Array, " b"]:
     """Position whose state stands for the whole text: the first end-of-text token, chosen as transformers does."""
     if config.eos_token_id == LEGACY_EOS_TOKEN_ID:
-        return jnp.argmax(input_ids, axis=1)
+        # New tokens have ids above the end of text's and are not what is looked for.
+        return jnp.argmax(jnp.where(input_ids < config.vocab_size, input_ids, 0), axis=1)
     return jnp.argmax(input_ids == config.eos_token_id, axis=1)

@@ -11,6 +11,7 @@ _HERE = Path(__file__).parent
 
 BASE = _HERE / "base"
 SUBJECTS = _HERE / "subjects"
+COVARIANCE = _HERE / "covariance.safetensors"  # of the base's text encoder
 TOKEN = "sks"  # one token of CLIP's vocabulary, and a rare one (Ruiz et al. 2023, section 3.2)
 
 

@@ -10,7 +10,7 @@ from random import Random
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from jaxbooth.pocket.backgrounds import PLACES, SIZE, Colour
-from jaxbooth.pocket.sprites import LONGEST_SIDE, Sprite
+from jaxbooth.pocket.sprites import Sprite
 
 
 def _by_codepoint(words: str) -> dict[str, str]:
@@ -90,18 +90,23 @@ def caption(noun: str, colour: str = "", place: str = "") -> str:
 
 def compose(sprite: Image.Image, place: str, rng: Random) -> Image.Image:
     """Sets a sprite into a place: 30 to 50 px wide or high, mirrored or not, tilted a little, on its shadow."""
-    factor = rng.randint(30, 50) / LONGEST_SIDE
-    sprite = sprite.resize([max(6, round(side * factor)) for side in sprite.size], Image.Resampling.LANCZOS)
-    if rng.random() < 0.5:
-        sprite = ImageOps.mirror(sprite)
-    sprite = sprite.rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True)
+    sprite = pose(sprite, rng.randint(30, 50), rng)
     left = round((SIZE - sprite.width) / 2 + rng.uniform(-8, 8))
     top = round(SIZE - 6 - sprite.height - rng.uniform(0, 8))
     scene = PLACES[place](rng)
     if place != "on a white background" or rng.random() < 0.5:
-        scene = _with_shadow(scene, left, left + sprite.width, top + sprite.height)
+        scene = with_shadow(scene, left, left + sprite.width, top + sprite.height)
     scene.paste(sprite, (left, top), sprite)
     return scene
+
+
+def pose(sprite: Image.Image, longest_side: int, rng: Random) -> Image.Image:
+    """A sprite as it will stand: its longest side `longest_side` px, mirrored or not, tilted a little."""
+    factor = longest_side / max(sprite.size)
+    sprite = sprite.resize([max(6, round(side * factor)) for side in sprite.size], Image.Resampling.LANCZOS)
+    if rng.random() < 0.5:
+        sprite = ImageOps.mirror(sprite)
+    return sprite.rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC, expand=True)
 
 
 def tint(sprite: Image.Image, colour: Colour) -> Image.Image:
@@ -112,7 +117,8 @@ def tint(sprite: Image.Image, colour: Colour) -> Image.Image:
     return Image.merge("RGBA", [*channels, sprite.getchannel("A")])
 
 
-def _with_shadow(scene: Image.Image, left: int, right: int, bottom: int) -> Image.Image:
+def with_shadow(scene: Image.Image, left: int, right: int, bottom: int) -> Image.Image:
+    """The scene with a soft shadow under what will stand between `left` and `right` and down to `bottom`, in px."""
     inset = (right - left) * 0.1
     shadow = Image.new("L", scene.size)
     ImageDraw.Draw(shadow).ellipse([left + inset, bottom - 4, right - inset, bottom + 3], fill=90)

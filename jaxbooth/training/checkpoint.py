@@ -46,7 +46,7 @@ class CheckpointStore:
         folder: `RUN/checkpoints`; made if it is not there, readable by its owner only.
         keep: number of newest checkpoints that stay, `None` for all. One goes only after a newer one is finished.
         fingerprint: what the run is (method, base model, data, …) as JSON-able values. A checkpoint of another
-            fingerprint is not restored.
+            fingerprint is not restored; with `read_only`, what is given is compared.
         read_only: for sampling and export: never changes the folder; damaged checkpoints are passed over.
 
     Raises:
@@ -57,7 +57,7 @@ class CheckpointStore:
         if keep is not None and keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self._folder = CheckpointFolder(folder, read_only=read_only)
-        self._keep = keep
+        self._keep, self._read_only = keep, read_only
         self._fingerprint = json.loads(json.dumps(fingerprint))
         self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-commit")
         self._pending: Future | None = None
@@ -261,7 +261,7 @@ class CheckpointStore:
         theirs, ours = seal["fingerprint"], self._fingerprint
         changed = [
             f"{key}: {theirs.get(key)!r} in the checkpoint, {ours.get(key)!r} in this run"
-            for key in {**theirs, **ours}
+            for key in (ours if self._read_only else {**theirs, **ours})  # a reader need not have all that trained
             if theirs.get(key) != ours.get(key)
         ]
         if changed:

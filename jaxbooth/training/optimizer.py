@@ -2,19 +2,44 @@
 
 from typing import Literal
 
+import jax.numpy as jnp
 import optax
 from pydantic import BaseModel, Field
 
+EMBEDDINGS, TEXT_ENCODER, UNET = "embeddings", "text_encoder", "unet"
+Windows = dict[str, tuple[int, int]]  # group -> first and last step (exclusive) in which it moves
+
+
+def group_of(name: str) -> str:
+    """The group of a parameter: new tokens' rows, text encoders, or the rest (the UNet)."""
+    if name.endswith("token_embedding.rows"):
+        return EMBEDDINGS
+    return TEXT_ENCODER if name.startswith("text_encoders.") else UNET
+
 
 class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
-    """AdamW with the defaults of diffusers' DreamBooth script."""
+    """AdamW with the defaults of diffusers' DreamBooth script, or another optimiser of the field."""
 
-    type: Literal["adamw"] = Field("adamw", description="Optimiser.")
+    type: Literal["adamw", "adafactor", "lion", "prodigy"] = Field(
+        "adamw",
+        description="adamw; adafactor (Shazeer and Stern 2018: factored second moment); lion (Chen et al. 2023: a "
+        "third of adamw's learning rate); prodigy (Mishchenko and Defazio 2023: learning_rate 1, finds its own).",
+    )
     learning_rate: float = Field(5e-6, gt=0, description="Peak learning rate; not scaled by the batch size.")
+    text_encoder_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of text encoders; null = learning_rate."
+    )
+    embedding_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of new tokens' vectors; null = learning_rate."
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
     epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(1e-2, ge=0, description="Decoupled weight decay of what trains.")
+    embedding_weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of new tokens' vectors.")
+    moment_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Dtype in which the first moment is kept; bfloat16 saves memory."
+    )
     max_grad_norm: float | None = Field(
         1.0, gt=0, description="Clip the global norm of a subject's gradients; null = off."
     )
@@ -23,24 +48,70 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
     )
     lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from 0.")
 
-    def schedule(self, steps: int) -> optax.Schedule:
+    def schedule(self, steps: int, peak: float | None = None) -> optax.Schedule:
         """Learning rate by step: warm-up, then constant, or a half cosine or a line down to 0 at `steps`."""
-        after = max(1, steps - self.lr_warmup_steps)
+        after, peak = max(1, steps - self.lr_warmup_steps), self.learning_rate if peak is None else peak
         shapes = {
-            "constant": optax.constant_schedule(self.learning_rate),
-            "cosine": optax.cosine_decay_schedule(self.learning_rate, after),
-            "linear": optax.linear_schedule(self.learning_rate, 0.0, after),
+            "constant": optax.constant_schedule(peak),
+            "cosine": optax.cosine_decay_schedule(peak, after),
+            "linear": optax.linear_schedule(peak, 0.0, after),
         }
         if not self.lr_warmup_steps:
             return shapes[self.lr_scheduler]
-        warmup = optax.linear_schedule(0.0, self.learning_rate, self.lr_warmup_steps)
+        warmup = optax.linear_schedule(0.0, peak, self.lr_warmup_steps)
         return optax.join_schedules([warmup, shapes[self.lr_scheduler]], [self.lr_warmup_steps])
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The transformation for one subject's trainable parameters; clipping sees those and nothing else."""
-        adamw = optax.adamw(
-            self.schedule(steps), b1=self.beta1, b2=self.beta2, eps=self.epsilon, weight_decay=self.weight_decay
+    def build(self, steps: int, windows: Windows | None = None) -> optax.GradientTransformation:
+        """The transformation for one subject's trainable parameters; clipping sees those and nothing else.
+
+        Args:
+            steps: Length of the training.
+            windows: Groups that move during a part of it only; outside, they keep their values and moments.
+        """
+        settings = {
+            UNET: (self.learning_rate, self.weight_decay),
+            TEXT_ENCODER: (self.text_encoder_learning_rate or self.learning_rate, self.weight_decay),
+            EMBEDDINGS: (self.embedding_learning_rate or self.learning_rate, self.embedding_weight_decay),
+        }
+        settings = {group: (*values, (windows or {}).get(group)) for group, values in settings.items()}
+
+        def transform(names) -> optax.GradientTransformation:
+            # Only what is there: an optimiser that estimates its own step would divide by an empty group's zero.
+            present = {group: settings[group] for group in sorted({group_of(name) for name in names})}
+            alike = {setting: group for group, setting in present.items()}  # groups that need not be told apart
+            labels = {name: alike[present[group_of(name)]] for name in names}
+            parts = {group: self._part(steps, *setting) for setting, group in alike.items()}
+            both = optax.partition(parts, labels) if len(parts) > 1 else next(iter(parts.values()))
+            clip = self.max_grad_norm
+            return both if clip is None else optax.chain(optax.clip_by_global_norm(clip), both)
+
+        return optax.GradientTransformation(
+            lambda params: transform(params).init(params),
+            lambda grads, state, params: transform(grads).update(grads, state, params),
         )
-        return (
-            adamw if self.max_grad_norm is None else optax.chain(optax.clip_by_global_norm(self.max_grad_norm), adamw)
-        )
+
+    def _part(
+        self, steps: int, peak: float, weight_decay: float, window: tuple[int, int] | None
+    ) -> optax.GradientTransformation:
+        """One group's optimiser."""
+        rate, dtype, betas = self.schedule(steps, peak), jnp.dtype(self.moment_dtype), (self.beta1, self.beta2)
+        if self.type == "adamw":
+            chosen = optax.adamw(rate, *betas, eps=self.epsilon, weight_decay=weight_decay, mu_dtype=dtype)
+        elif self.type == "lion":
+            chosen = optax.lion(rate, *betas, weight_decay=weight_decay, mu_dtype=dtype)
+        elif self.type == "prodigy":
+            options = {"eps": self.epsilon, "weight_decay": weight_decay, "safeguard_warmup": True}
+            chosen = optax.contrib.prodigy(rate, betas, **options)
+        else:
+            # Not optax.adafactor: its steps are relative to a parameter's size, and factors that start at zero would
+            # never move; its weight decay is not multiplied by the learning rate.
+            chosen = optax.chain(
+                optax.scale_by_factored_rms(),
+                optax.clip_by_block_rms(1.0),
+                optax.add_decayed_weights(weight_decay),
+                optax.scale_by_learning_rate(rate),
+            )
+        if window is None:
+            return chosen
+        first, last = window
+        return optax.transforms.conditionally_mask(chosen, lambda step: (step >= first) & (step < last))

@@ -1,6 +1,6 @@
 """What changes during training, and how a model is split into it and the frozen rest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -13,8 +13,10 @@ from jaxtyping import Array, Int
 
 from jaxbooth.errors import MethodError
 from jaxbooth.methods.base import Method
+from jaxbooth.nn.surgery import Statistic
 from jaxbooth.pipeline import StableDiffusion
 from jaxbooth.sharding import adapter_sharding, log_replicated, replicated
+from jaxbooth.types import SubjectText
 
 Flat = dict[str, Array]
 
@@ -31,6 +33,7 @@ class TrainState:
     adapter: Flat  # {"unet.mid_block.resnets.0.conv1.kernel": [s, h, w, in, out]}, fp32
     opt_state: optax.OptState
     ema: Flat | None
+    statistics: Flat = field(default_factory=dict)  # each subject's own, without gradients; most methods have none
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,33 @@ def unflatten(flat: Flat) -> dict:
 
 def trainable_tree(method: Method, sd: StableDiffusion) -> StableDiffusion:
     """The part of a model that the step needs: no VAE (its moments are cached), no text encoder whose states are."""
-    return StableDiffusion(sd.unet, None, list(sd.text_encoders) if method.trains_text_encoder else [], sd.family)
+    encoders = list(sd.text_encoders) if method.trains_text_encoder else []
+    tree = StableDiffusion(sd.unet, None, encoders, sd.family)
+    tree.concepts = nnx.data(sd.concepts)
+    return tree
 
 
-def split_attached(method: Method, sd: StableDiffusion, key) -> tuple[nnx.GraphDef, Flat, Flat]:
-    """Attaches the method and returns structure, adapter and base."""
-    method.attach(sd, rngs=nnx.Rngs(params=key))
-    graphdef, adapter, base = nnx.split(sd, method.is_trainable, ...)
-    return graphdef, flatten(adapter), flatten(base)
+def split_attached(
+    method: Method, sd: StableDiffusion, key, text: SubjectText | None = None
+) -> tuple[nnx.GraphDef, Flat, Flat, Flat]:
+    """Attaches the method and returns structure, adapter, statistics and base."""
+    method.attach(sd, rngs=nnx.Rngs(params=key), text=text)
+    graphdef, adapter, statistics, base = nnx.split(sd, method.is_trainable, Statistic, ...)
+    return graphdef, flatten(adapter), flatten(statistics), flatten(base)
 
 
 def init_state(
     method: Method, sd: StableDiffusion, subjects: int, tx: optax.GradientTransformation, seed: int, mesh: Mesh,
-    ema: bool = False,
+    ema: bool = False, texts: SubjectText | None = None,
 ) -> tuple[Split, TrainState]:  # fmt: skip
     """Attaches the method for each subject and makes its optimiser state, laid out on the mesh.
 
     The arrays of `sd` that train are donated: for a full fine-tune the model exists once, not twice.
+
+    Args:
+        subjects: Length of the subject axis.
+        ema: Whether averaged weights are kept.
+        texts: Each subject's words `[s, ...]`, for methods with new tokens.
 
     Raises:
         MethodError: nothing is trainable.
@@ -89,31 +102,32 @@ def init_state(
     plain = flatten(state0)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(subjects))
 
-    def attached(plain, key):
-        return split_attached(method, nnx.merge(graphdef0, unflatten(plain)), key)
+    def attached(plain, key, text):
+        return split_attached(method, nnx.merge(graphdef0, unflatten(plain)), key, text)
 
     # Once for real, for the structure and the frozen arrays (no copies); below once more for each subject.
-    graphdef, adapter, base = attached(plain, keys[0])
+    graphdef, adapter, _, base = attached(plain, keys[0], jax.tree.map(lambda x: x[0], texts))
     if not adapter:
         raise MethodError(f"{type(method).__name__} found nothing to train in {sd.family.name}")
     given = {name: plain[name] for name in adapter if name in plain}  # trained in place: donated
     kept = {name: value for name, value in plain.items() if name not in given}
 
-    def make(given, kept, keys):
-        adapter = jax.vmap(lambda key: attached({**given, **kept}, key)[1])(keys)
-        adapter = {name: value.astype(jnp.float32) for name, value in adapter.items()}
+    def make(given, kept, keys, texts):
+        both = jax.vmap(lambda key, text: attached({**given, **kept}, key, text)[1:3])(keys, texts)
+        adapter, statistics = jax.tree.map(lambda value: value.astype(jnp.float32), both)
         # A copy, or the compiler would give both the same buffer and donation would fail.
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             adapter=adapter,
             opt_state=jax.vmap(tx.init)(adapter),
             ema=jax.tree.map(jnp.copy, adapter) if ema else None,
+            statistics=statistics,
         )
 
-    abstract = jax.eval_shape(make, given, kept, keys)
+    abstract = jax.eval_shape(make, given, kept, keys, texts)
     shardings = state_shardings(abstract, mesh)
     log_replicated({name: leaf.shape[1:] for name, leaf in abstract.adapter.items()}, mesh)
-    state = jax.jit(make, donate_argnums=0, out_shardings=shardings)(given, kept, keys)
+    state = jax.jit(make, donate_argnums=0, out_shardings=shardings)(given, kept, keys, texts)
     return Split(graphdef, base), state
 
 
@@ -127,6 +141,6 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def subject_adapter(state: TrainState, index: int) -> Flat:
-    """One subject's weights for sampling and export: the EMA where there is one."""
+    """One subject's weights and statistics for sampling and export: the EMA where there is one."""
     source = state.ema if state.ema is not None else state.adapter
-    return {name: value[index] for name, value in source.items()}
+    return {name: value[index] for name, value in {**source, **state.statistics}.items()}

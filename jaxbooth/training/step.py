@@ -5,12 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.methods.base import Method
+from jaxbooth.nn.surgery import Statistic, set_strength
 from jaxbooth.sharding import batch_sharding, parameter_sharding, replicated
-from jaxbooth.training.state import Flat, Split, TrainState, state_shardings
+from jaxbooth.training.state import Flat, Split, TrainState, flatten, state_shardings
 from jaxbooth.types import Batch, PRNGKey
 
 NOISE_STREAM = 1  # of `row_keys`; data order draws from streams of its own (data/batches.py)
@@ -47,51 +49,56 @@ def make_train_step(
         # Split parameters are made whole before use, and their gradients are summed back into the split layout.
         return jax.lax.with_sharding_constraint(adapter, replicated(mesh))
 
-    def gradients(adapter: Flat, base: Flat, batch: Batch, keys):
+    def gradients(adapter: Flat, statistics: Flat, base: Flat, batch: Batch, keys):
         def loss_fn(adapter):
-            return method.loss(split.merge(gather(adapter), gather(base)), batch, objective, keys)
+            tree, reference = split.merge({**gather(adapter), **statistics}, gather(base)), None
+            if objective.prior_by_prediction:
+                reference = split.merge({**gather(adapter), **statistics}, gather(base))
+                set_strength(reference, 0.0)
+            loss, metrics = method.loss(tree, batch, objective, keys, reference)
+            return loss, (metrics, flatten(nnx.state(tree, Statistic)))
 
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(adapter)
+        (_, (metrics, statistics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(adapter)
         layout = {name: parameter_sharding(grad.shape, mesh) for name, grad in grads.items()}
-        return jax.lax.with_sharding_constraint(grads, layout), metrics
+        return (jax.lax.with_sharding_constraint(grads, layout), metrics), statistics
 
-    def accumulated(adapter: Flat, base: Flat, batch: Batch, keys):
+    def accumulated(adapter: Flat, statistics: Flat, base: Flat, batch: Batch, keys):
         if accumulation == 1:
-            return gradients(adapter, base, batch, keys)
+            return gradients(adapter, statistics, base, batch, keys)
         # Row weights are those of the whole batch, so sums over micro-batches are exact.
         micro = jax.tree.map(lambda x: _micro_batches(x, accumulation), (batch, keys))
-        zeros = jax.tree.map(
-            jnp.zeros_like, jax.eval_shape(gradients, adapter, base, *jax.tree.map(lambda x: x[0], micro))
-        )
+        first = jax.tree.map(lambda x: x[0], micro)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients, adapter, statistics, base, *first)[0])
 
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, gradients(adapter, base, *part)), None
+        def add(carry, part):
+            total, statistics = carry
+            sums, statistics = gradients(adapter, statistics, base, *part)
+            return (jax.tree.map(jnp.add, total, sums), statistics), None
 
-        return jax.lax.scan(add, zeros, micro)[0]
+        return jax.lax.scan(add, (zeros, statistics), micro)[0]
 
-    def one_subject(adapter, opt_state, ema, subject, batch, base, step):
+    def one_subject(adapter, opt_state, ema, statistics, subject, batch, base, step):
         keys = row_keys(seed, step, subject, batch.rows)
-        grads, metrics = accumulated(adapter, base, batch, keys)
+        (grads, metrics), statistics = accumulated(adapter, statistics, base, batch, keys)
         updates, opt_state = tx.update(grads, opt_state, adapter)
         adapter = optax.apply_updates(adapter, updates)
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
             ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, adapter)
-        return adapter, opt_state, ema, metrics | {"grad_norm": optax.tree.norm(grads)}
+        return (adapter, opt_state, ema, statistics), metrics | {"grad_norm": optax.tree.norm(grads)}
 
     def train_step(state: TrainState, base: Flat, batch: Batch):
         subjects = batch.weights.shape[0]
-        mapped = (state.adapter, state.opt_state, state.ema, jnp.arange(subjects), batch)
+        mapped = (state.adapter, state.opt_state, state.ema, state.statistics, jnp.arange(subjects), batch)
         if subjects == 1:
             # vmap would turn every convolution into a grouped one; with one subject there is nothing to map.
             results = one_subject(*jax.tree.map(lambda x: x[0], mapped), base, state.step)
             results = jax.tree.map(lambda x: x[None], results)
         else:
-            over = jax.vmap(one_subject, in_axes=(0, 0, 0, 0, 0, None, None), spmd_axis_name="subject")
+            over = jax.vmap(one_subject, in_axes=(0, 0, 0, 0, 0, 0, None, None), spmd_axis_name="subject")
             results = over(*mapped, base, state.step)
-        adapter, opt_state, ema, metrics = results
-        new = TrainState(step=state.step + 1, adapter=adapter, opt_state=opt_state, ema=ema)
-        return new, metrics
+        (adapter, opt_state, ema, statistics), metrics = results
+        return TrainState(state.step + 1, adapter, opt_state, ema, statistics), metrics
 
     layout = state_shardings(state, mesh)
     return jax.jit(

@@ -17,7 +17,7 @@ def examples(views, first, captions=3, time_ids=False):
     input_ids = np.zeros((captions + 1, 1, 5), np.int32)
     input_ids[:, 0, 0] = np.arange(captions + 1)
     sizes = np.full((views, 6), first, np.float32) if time_ids else None
-    return Examples(moments, np.arange(views) % captions, Text(input_ids=input_ids), sizes)
+    return Examples(moments, np.arange(views)[:, None] % captions, Text(input_ids=input_ids), sizes)
 
 
 def make_stream(batch_size=4, prior=True, subjects=1, seed=0, mesh=None, **options):

@@ -275,12 +275,12 @@ def test_every_exif_orientation_agrees_with_pillow(orientation):
 def test_listing_is_sorted_and_names_what_it_ignores(tmp_path):
     for name in ["b.JPG", "a.png", "c.webp", "d.gif"]:
         (tmp_path / name).write_bytes(b"")
-    for name in [".DS_Store", "Thumbs.db", "notes.txt", ".hidden.png", "metadata.jsonl"]:
+    for name in [".DS_Store", "Thumbs.db", "notes.txt", ".hidden.png", "a.mask.png", "metadata.jsonl"]:
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "sub.png").mkdir()
     images, ignored = list_images(tmp_path)
     assert [path.name for path in images] == ["a.png", "b.JPG", "c.webp", "d.gif"]
-    assert ignored == (".DS_Store", ".hidden.png", "Thumbs.db", "metadata.jsonl", "notes.txt", "sub.png/")
+    assert ignored == (".DS_Store", ".hidden.png", "Thumbs.db", "a.mask.png", "metadata.jsonl", "notes.txt", "sub.png/")
 
 
 def test_listing_a_missing_folder_is_a_data_error(tmp_path):

@@ -70,7 +70,7 @@ class Ours:
 
         def examples(count, text_index):
             moments = rng.standard_normal((count, 8, 8, 8)).astype(np.float32) * np.float32(3)
-            return Examples(moments, np.asarray(text_index, np.int32), self.text, None)
+            return Examples(moments, np.asarray(text_index, np.int32)[:, None], self.text, None)
 
         instance, prior = [examples(3, [0, 1, 2])], [examples(5, [3] * 5)]
         parts = (instance, prior, 2) if prior_weight else (instance, None, 4)

@@ -91,7 +91,7 @@ def test_1_7_1_without_class_batch_the_gradient_is_that_of_plain_fine_tuning(sd,
     rng = np.random.default_rng(0)
     text = Text(encoder_hidden_states=rng.standard_normal((3, 77, 32)).astype(np.float32))
     moments = rng.standard_normal((6, 8, 8, 8)).astype(np.float32)
-    instance = Examples(moments, np.zeros(6, np.int32), text, None)
+    instance = Examples(moments, np.zeros((6, 1), np.int32), text, None)
     stream = BatchStream([instance], None, 4, prior_weight=0.0, seed=SEED, mesh=mesh_of())
     batch = take(stream.host_batch(0), 0)
 
