@@ -53,7 +53,7 @@ def train(
     if (sheet := run.path / "contact_sheet.png").is_file():
         print(f"pictures: {sheet}")
     if loaded.export:
-        print(f"pipeline: {run.pipeline}")
+        print(f"adapter: {run.adapter}" if loaded.method.has_adapter else f"pipeline: {run.pipeline}")
 
 
 @app.command()
@@ -90,12 +90,39 @@ def sample(
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, or pocket.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="diffusers (a whole pipeline), merged, peft-lora, kohya-lora, ti, a1111-ti, custom-diffusion or "
+            "perfusion, as far as the run's method has it."
+        ),
+    ] = "diffusers",
+    strength: Annotated[float, typer.Option(help="Of an adapter: 0 = the base, 1 = as trained.")] = 1.0,
+    dtype: Annotated[
+        str | None, typer.Option(help="float16, float32 or bfloat16; default: a pipeline's own, an adapter's float32.")
+    ] = None,
 ) -> None:
-    """Write the trained model as a diffusers pipeline folder."""
-    from jaxbooth.trained import load_any
-    from jaxbooth.weights.save import save_pipeline
+    """Write what was trained in the files of other programs, with a model card."""
+    from jaxbooth.trained import export_run
 
-    print(save_pipeline(load_any(run), out))
+    print(export_run(run, out, format, strength, dtype))
+
+
+@app.command()
+def merge(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN RUN... OUT", help="Two runs or more, then a new folder.")],
+    how: Annotated[
+        str | None, typer.Option(help="sum, constrained, least-squares or gating; default: what suits the method.")
+    ] = None,
+    strength: Annotated[list[float] | None, typer.Option(help="Of each run, in their order; give it again.")] = None,
+) -> None:
+    """Put several learned subjects into one model: "my dog and my cat"."""
+    from jaxbooth.errors import MethodError
+    from jaxbooth.merge import merge_runs
+
+    if len(paths) < 3:
+        raise MethodError("merge takes two runs or more, then a new folder: jaxbooth merge RUN_A RUN_B OUT")
+    print(merge_runs(paths[:-1], paths[-1], how, strength))
 
 
 @app.command()

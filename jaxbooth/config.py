@@ -98,7 +98,10 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     sample: SampleConfig = SampleConfig()
     mesh: MeshConfig = MeshConfig()
-    export: bool = Field(True, description="Write RUN/pipeline (a diffusers folder) after training.")
+    export: bool = Field(
+        True, description="After training, write RUN/pipeline (a diffusers folder), or RUN/adapter (small files) where "
+        "the method leaves the base as it is."
+    )  # fmt: skip
     run_dir: str | None = Field(
         None, description="Folder of everything that the run writes; null = runs/NAME_OF_THE_FILE."
     )

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
-from transformers import CLIPTokenizer
+from transformers import AddedToken, CLIPTokenizer
 
 from jaxbooth.diffusion.sample import SAMPLERS, classifier_free_guidance
 from jaxbooth.diffusion.schedule import NoiseSchedule
@@ -123,7 +123,9 @@ def tokenizers(folder: str, count: int, new_tokens: tuple[NewToken, ...] = ()) -
     except Exception as error:  # the tokenizers library raises bare ones
         raise ConversionError(f"{folder}: the tokenizer cannot be read ({error}). Download it again.") from error
     for tokenizer in found:
-        tokenizer.add_tokens([name for token in new_tokens for name in token.names])
+        # Found as typed: what lower case does to added words differs between versions of transformers.
+        words = [AddedToken(name, normalized=False) for token in new_tokens for name in token.names]
+        tokenizer.add_tokens(words)
     return found
 
 

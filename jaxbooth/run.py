@@ -61,6 +61,8 @@ def train_run(prepared: Prepared) -> StableDiffusion:
             state, step, stream.device_batch, store, run.path, prepared.names,
             config.optimizer.schedule(config.train.steps),
         )  # fmt: skip
+    # Two thirds of a full-weight method's state, and of no use any more.
+    state = replace(state, opt_state=())
     trained = TrainedRun(prepared, sd, split, state, digest)
     draw_samples(prepared, trained.to_sample(), run.samples / "after")
     if jax.process_index() == 0:

@@ -48,6 +48,11 @@ class RunFolder:
         """The exported diffusers folder."""
         return self.path / "pipeline"
 
+    @property
+    def adapter(self) -> Path:
+        """The files of a small adapter, one folder for each format."""
+        return self.path / "adapter"
+
     def config(self) -> Config:
         """The configuration that the run was started with.
 
@@ -58,12 +63,20 @@ class RunFolder:
             raise ConfigError(f"{self.path} is no run folder: it has no config.yaml")
         return validate(read_yaml(self.config_file), str(self.config_file))
 
+    def record(self) -> dict[str, Any]:
+        """What run.json holds; nothing before the run has begun.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        try:
+            return dict(json.loads(self.record_file.read_text())) if self.record_file.is_file() else {}
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{self.record_file} cannot be read ({error}): remove it") from error
+
     def recorded_commit(self) -> str | None:
         """The commit of a hub base that this run began with: going on must not drift to a newer one."""
-        try:
-            return json.loads(self.record_file.read_text()).get("commit") if self.record_file.is_file() else None
-        except (OSError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{self.record_file} cannot be read ({error}): remove it") from error
+        return self.record().get("commit")
 
     def check(self, config: Config) -> None:
         """Nothing is overwritten: a folder with content must belong to this configuration.
@@ -92,10 +105,10 @@ class RunFolder:
             _write_whole(self.record_file, json.dumps(record, indent=1) + "\n")
 
     def set_aside_results(self) -> None:
-        """Renames the pictures and the pipeline of a plan that was shorter: the longer one makes its own."""
+        """Renames the pictures and the exports of a plan that was shorter: the longer one makes its own."""
         if jax.process_index() != 0:
             return
-        for folder in (self.samples / "after", self.pipeline):
+        for folder in (self.samples / "after", self.pipeline, self.adapter):
             number = 0
             while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
                 number += 1

@@ -114,6 +114,7 @@ def _files(prepared: Prepared) -> list[str]:
         files += [run.samples / "before/", run.samples / "after/"]
     if prepared.prompts or prepared.class_prompts or prepared.subjects:
         files.append(run.path / "contact_sheet.png")
-    files += [run.pipeline / ""] if prepared.config.export else []
+    if prepared.config.export:
+        files.append(run.adapter if prepared.config.method.has_adapter else run.pipeline)
     kept = "VAE moments and prior pictures" if prepared.uses_prior else "VAE moments"
     return [*map(str, files), f"{cache_folder()} ({kept} that are not there yet; shared by all runs)"]

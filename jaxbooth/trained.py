@@ -1,5 +1,7 @@
 """A trained run: its model with the method's modules in it, plain, or as files."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxbooth.config import Config
+from jaxbooth.data.subjects import SubjectConfig
 from jaxbooth.errors import ConfigError, MethodError
+from jaxbooth.export.formats import check_format, check_new_folder, export, own_formats
+from jaxbooth.export.perfusion import load_perfusion
+from jaxbooth.export.source import Base, SubjectNames, Trained, licence_of
+from jaxbooth.merging.gating import gate_together
 from jaxbooth.nn.surgery import set_strength
 from jaxbooth.pipeline import StableDiffusion
 from jaxbooth.prepare import Prepared, reopen
@@ -18,8 +25,10 @@ from jaxbooth.text_metric import text_metric
 from jaxbooth.training.checkpoint import CheckpointStore
 from jaxbooth.training.state import Split, TrainState, init_state, state_shardings, subject_adapter
 from jaxbooth.weights.digest import base_digest
+from jaxbooth.weights.hub import commit_of, resolve
 from jaxbooth.weights.load import load_pipeline
-from jaxbooth.weights.save import save_pipeline
+
+MERGE_RECORD = "merge.json"  # in a folder that `jaxbooth merge` wrote
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,48 @@ class TrainedRun:
         exact = self.prepared.config.method.merge_is_exact
         return self.plain(strength, index) if exact else self.attached(strength, index)
 
+    def source(self, strength: float = 1.0, index: int = 0) -> Trained:
+        """One subject's model and the facts about it, as exporters read them."""
+        prepared, model = self.prepared, self.attached(strength, index)
+        facts = base_facts(prepared.config.base.path, prepared.base, self.base_digest)
+        return described(prepared.config, model, facts, prepared.groups[index], int(self.state.step), strength)
+
     def write(self, run: RunFolder) -> None:
-        """RUN/pipeline; what is there stays."""
-        if not run.pipeline.exists():
-            save_pipeline(self.plain(), run.pipeline)
+        """RUN/pipeline, or where the base stays as it is RUN/adapter/<format>; what is there stays."""
+        method = self.prepared.config.method
+        if method.has_adapter:
+            wanted = {name: run.adapter / name for name in own_formats(method) or ("merged",)}
+        else:
+            wanted = {"diffusers": run.pipeline}
+        # All are looked for before the first is written: several processes must agree.
+        missing = {name: folder for name, folder in wanted.items() if not folder.exists()}
+        source = self.source()
+        for name, folder in missing.items():
+            export(source, name, folder)
+
+
+def described(
+    config: Config, model: StableDiffusion, base: Base, subjects: Sequence[SubjectConfig], steps: int,
+    strength: float = 1.0,
+) -> Trained:  # fmt: skip
+    """A model with the facts that its run's configuration tells."""
+    names = tuple(SubjectNames(subject.name, subject.token, subject.class_noun) for subject in subjects)
+    rates = {
+        "learning rate": config.optimizer.learning_rate,
+        "of text encoders": config.optimizer.text_encoder_learning_rate,
+        "of new words": config.optimizer.embedding_learning_rate,
+    }
+    optimizer = ", ".join(
+        [config.optimizer.type, *(f"{what} {rate:g}" for what, rate in rates.items() if rate is not None),
+         f"batch size {config.train.batch_size}"]
+    )  # fmt: skip
+    return Trained(config.method, model, base, names, steps, optimizer, strength)
+
+
+def base_facts(path: str, folder: Path, digest: str) -> Base:
+    """What is to be told of a base."""
+    licence = "apache-2.0" if path == "pocket" else licence_of(folder)
+    return Base(path, digest, commit_of(folder), licence)
 
 
 def load_base(config: Config, folder: Path, mesh: Mesh) -> StableDiffusion:
@@ -123,8 +170,61 @@ def load_run(run: RunFolder) -> TrainedRun:
     return TrainedRun(prepared, sd, split, restored[1], digest)
 
 
+def export_run(path: str, out: Path, name: str, strength: float = 1.0, dtype: str | None = None) -> Path:
+    """Writes a run, or a pipeline (a folder, a hub id or `pocket`), as `export.formats.export` does.
+
+    Raises:
+        MethodError: the method has no such format, or no strength.
+        ConversionError: OUT is not empty, or cannot be written.
+    """
+    run = RunFolder(Path(path))
+    config = run.config() if run.config_file.is_file() else None
+    check_format(name, None if config is None else config.method, dtype)
+    check_new_folder(out)
+    return export(load_source(path, strength), name, out, dtype)
+
+
+def load_source(path: str, strength: float = 1.0) -> Trained:
+    """What is to be exported: a run, what `merge` wrote, a pipeline folder, a hub id or `pocket`.
+
+    Raises:
+        MethodError: a strength is given for something that has no adapter, or it is a merge by gating.
+    """
+    run = RunFolder(Path(path))
+    if not run.config_file.is_file():
+        is_merge = (run.path / MERGE_RECORD).is_file()
+        if is_merge and not _has_pipeline(run):
+            raise MethodError(
+                f"{path} holds gated concepts, which are no plain weights: export the runs it was made of"
+            )
+        folder = run.pipeline if is_merge else resolve(path)
+        return Trained(None, load_any(path, strength), base_facts(path, folder, base_digest(folder)))
+    config = run.config()
+    if config.method.has_adapter or not _has_pipeline(run):
+        return load_run(run).source(strength)
+    # The trained weights lie there already, and the checkpoint may have been removed.
+    record = run.record()
+    facts = Base(config.base.path, record.get("base", ""), record.get("commit"), licence_of(run.pipeline))
+    return described(config, load_any(path, strength), facts, config.subjects, config.train.steps)
+
+
+def _has_pipeline(run: RunFolder) -> bool:
+    return (run.pipeline / "model_index.json").is_file()
+
+
+def load_merged(folder: Path) -> StableDiffusion:
+    """What `jaxbooth merge` wrote: a pipeline, or a base with several Perfusion concepts."""
+    record = json.loads((folder / MERGE_RECORD).read_text())
+    if record["how"] != "gating":
+        return load_pipeline(folder / "pipeline")
+    base = resolve(record["base"])
+    sd = load_pipeline(base)
+    concepts = [load_perfusion(folder / name) for name in record["concepts"]]
+    return gate_together(sd, text_metric(sd, base, record["captions"]), concepts, base_digest(base))
+
+
 def load_any(path: str, strength: float = 1.0) -> StableDiffusion:
-    """A model to draw with: a run, a pipeline folder, a hub id or `pocket`.
+    """A model to draw with: a run, what `merge` wrote, a pipeline folder, a hub id or `pocket`.
 
     Raises:
         MethodError: a strength is given for something that has no adapter.
@@ -133,8 +233,8 @@ def load_any(path: str, strength: float = 1.0) -> StableDiffusion:
     if not run.config_file.is_file():
         if strength != 1.0:
             raise MethodError(f"{path} is a pipeline, not a run: it has no strength to set")
-        return load_pipeline(path)
-    folded = (run.pipeline / "model_index.json").is_file() and run.config().method.merge_is_exact
+        return load_merged(Path(path)) if (Path(path) / MERGE_RECORD).is_file() else load_pipeline(path)
+    folded = _has_pipeline(run) and run.config().method.merge_is_exact
     if folded and strength == 1.0:
         return load_pipeline(run.pipeline)
     return load_run(run).to_sample(strength)

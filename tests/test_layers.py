@@ -17,7 +17,7 @@ LAYERS = (
     {"training"},
     {"evaluation", "export", "merging", "fleet", "planning", "report"},
     {"config", "config_errors", "strict_yaml"},
-    {"run_folder", "prepare", "summary", "previews", "text_metric", "trained", "run"},
+    {"run_folder", "prepare", "summary", "previews", "text_metric", "trained", "merge", "run"},
     {"cli", "__init__"},
     {"__main__"},
 )

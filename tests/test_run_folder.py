@@ -112,7 +112,9 @@ def test_results_of_a_shorter_plan_are_kept_under_another_name(run):
         (run.samples / "after").mkdir(parents=True)
         (run.samples / "after" / "00.png").write_text(str(number))
         run.pipeline.mkdir()
+        run.adapter.mkdir()
         run.set_aside_results()
     assert names(run.samples) == ["after.old-0", "after.old-1"]
-    assert names(run.path) == ["config.yaml", "pipeline.old-0", "pipeline.old-1", "run.json", "samples"]
+    exports = ["adapter.old-0", "adapter.old-1", "pipeline.old-0", "pipeline.old-1"]
+    assert names(run.path) == sorted(["config.yaml", "run.json", "samples", *exports])
     assert (run.samples / "after.old-1" / "00.png").read_text() == "1"

@@ -102,7 +102,7 @@ class _Constraints:
             warnings.warn(
                 f"the {len(kept)} constraints are nearly dependent (condition {condition:.1e}): they are met in the "
                 "least-squares sense. Give the concepts different tokens or class nouns.",
-                stacklevel=4,
+                stacklevel=3,
             )
         inverse = np.linalg.pinv(whitened, rcond=MAX_CONDITION**-0.5)
         directions = inverse.T @ gram.inverse_factor

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from jaxbooth.diffusion.loss import Objective, row_losses
 from jaxbooth.families import with_new_tokens
-from jaxbooth.nn.surgery import AdapterParam, merge_adapters
+from jaxbooth.nn.surgery import AdapterParam, find_modules, merge_adapters
+from jaxbooth.nn.token_embedding import ExtendedEmbed
 from jaxbooth.pipeline import StableDiffusion
 from jaxbooth.types import Batch, Metrics, Predict, PRNGKey, SubjectText
 
@@ -99,9 +100,11 @@ class AdapterMethod(Method, frozen=True):
         return isinstance(variable, AdapterParam)
 
     def merge(self, sd: StableDiffusion) -> None:
-        """Every adapter module by the plain layer that computes the same."""
+        """Every adapter module by the plain layer that computes the same; a vocabulary grows by its new words once."""
+        has_new_words = any(find_modules(sd, ExtendedEmbed))
         merge_adapters(sd)
-        sd.family = with_new_tokens(sd.family)
+        if has_new_words:
+            sd.family = with_new_tokens(sd.family)
 
 
 def predictor(sd: StableDiffusion, batch: Batch) -> Predict:

@@ -16,10 +16,10 @@ from pydantic import Field, field_validator
 from jaxbooth.errors import MethodError
 from jaxbooth.methods.base import AdapterMethod
 from jaxbooth.nn.layers import ParameterKeys
-from jaxbooth.nn.lora import LoRAConv, LoRALinear
-from jaxbooth.nn.surgery import replace_modules
+from jaxbooth.nn.lora import LoRAConv, LoRALinear, first_factors
+from jaxbooth.nn.surgery import find_modules, replace_modules
 from jaxbooth.pipeline import StableDiffusion
-from jaxbooth.types import SubjectText
+from jaxbooth.types import PRNGKey, SubjectText
 
 ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)$"
 MLP = r"ff\.net\.(0\.proj|2)$|\.proj_(in|out)$"
@@ -70,10 +70,10 @@ class LoRA(AdapterMethod, frozen=True):
             MethodError: the targets match no layer; lists what they could have matched.
         """
         keys = ParameterKeys(rngs)
-        wrap_low_rank(sd.unet, TARGETS.get(self.targets, self.targets), self.rank, self, keys)
+        wrap_low_rank(sd.unet, TARGETS.get(self.targets, self.targets), self.rank, self, keys.params())
         if self.text_encoder:
             for encoder in sd.text_encoders:
-                wrap_low_rank(encoder, TEXT_TARGETS, self.text_encoder_rank or self.rank, self, keys)
+                wrap_low_rank(encoder, TEXT_TARGETS, self.text_encoder_rank or self.rank, self, keys.params())
 
     @property
     def trains_text_encoder(self) -> bool:
@@ -81,16 +81,14 @@ class LoRA(AdapterMethod, frozen=True):
         return self.text_encoder
 
 
-def wrap_low_rank(root: nnx.Module, pattern: str, rank: int, method: LoRA, keys: ParameterKeys) -> tuple[str, ...]:
+def wrap_low_rank(root: nnx.Module, pattern: str, rank: int, method: LoRA, key: PRNGKey) -> tuple[str, ...]:
     """Puts a low-rank layer around each linear layer and convolution whose path matches; returns their paths.
 
     Raises:
         MethodError: none does.
     """
-    can_wrap = {
-        ".".join(map(str, path)) for path, module in nnx.iter_modules(root) if isinstance(module, nnx.Linear | nnx.Conv)
-    }
-    wanted = {path for path in can_wrap if re.search(pattern, path)}
+    can_wrap = {path: module for kind in (nnx.Linear, nnx.Conv) for path, module in find_modules(root, kind)}
+    wanted = {path: module for path, module in can_wrap.items() if re.search(pattern, path)}
     if not wanted:
         kinds = Counter(re.sub(r"\d+", "N", path) for path in can_wrap)
         shown = "\n".join(f"  - {kind} ({count})" for kind, count in sorted(kinds.items()))
@@ -98,10 +96,11 @@ def wrap_low_rank(root: nnx.Module, pattern: str, rank: int, method: LoRA, keys:
             f'method.targets "{method.targets}" matches no layer. Use {", ".join(TARGETS)}, or a regular expression '
             f"that is found in one of these (N is a number):\n{shown}"
         )
+    first = first_factors(wanted, rank, key)
 
     def wrap(path: str, module: nnx.Module) -> nnx.Module:
         kind = LoRAConv if isinstance(module, nnx.Conv) else LoRALinear
-        return kind(module, rank, method.scale(rank), dora=method.use_dora, key=keys.params())
+        return kind(module, first[path], method.scale(rank), dora=method.use_dora)
 
     exactly = "|".join(f"^{re.escape(path)}$" for path in sorted(wanted))
     return replace_modules(root, exactly, wrap)

@@ -9,14 +9,20 @@ made once for each prompt; a layer then answers
 with outputs o*_j of its own: locked to the class noun's for keys ("where"), trained for values ("what").
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxbooth.nn.surgery import Adapter, AdapterParam, Statistic, in_float32
+
+# C^-1 stretches some directions a thousand times more than others: the few bits that accelerators multiply float32
+# with by default would not do.
+_matmul = partial(jnp.matmul, precision="highest")
 
 
 class Gated(NamedTuple):
@@ -34,55 +40,69 @@ class PromptStates(NamedTuple):
 
 
 class TextMetric(nnx.Module):
-    """The inverse of C, the uncentred second moment of a text encoder's states: C = E[e e^T]."""
+    """The inverse of C, the uncentred second moment of a text encoder's states: C = E[e e^T].
 
-    def __init__(self, inverse: Float[Array, "d d"]):
+    In `StableDiffusion.concepts` it is a model that knows no concept yet.
+    """
+
+    def __init__(self, inverse: Float[Array, "d d"], name: str = ""):
         self.inverse = nnx.Variable(inverse)
+        self.name = name  # what C was measured on, and over which captions
+
+    def __call__(self, sd, input_ids, states):
+        """Leaves a prompt's states as they are."""
+        return states
 
 
 class KeyLockedLinear(Adapter):
     """A key or value projection with a target output o* for each concept."""
 
-    def __init__(self, base: nnx.Linear, part: Literal["keys", "values"], directions: Float[Array, "j d"]):
+    def __init__(self, base: nnx.Linear, part: Literal["keys", "values"], outputs: Float[Array, "j o"]):
         self.base, self.part = base, part
-        outputs = directions @ in_float32(base.kernel[...])
         # Locked keys are each subject's own, but nothing trains them.
-        self.outputs = AdapterParam(outputs) if part == "values" else Statistic(outputs)
+        self.outputs = Statistic(outputs) if part == "keys" else AdapterParam(outputs)
 
-    def __call__(self, states: PromptStates | Float[Array, "b n d"]) -> Float[Array, "b n d2"]:
+    def __call__(self, states: PromptStates | Float[Array, "b n d"]) -> Float[Array, "b n o"]:
         """Answers for each token; plain states (strength 0) go through the base's layer."""
         if not isinstance(states, PromptStates):
             return self.base(states)
         gated: Gated = getattr(states, self.part)
-        learned = jnp.einsum("bnj,jo->bno", gated.gates, self.outputs[...])
         plain = self.base(gated.remainder)
-        return plain + learned.astype(plain.dtype)
+        return plain + _matmul(gated.gates, self.outputs[...]).astype(plain.dtype)
+
+
+def outputs_of(linear: nnx.Linear, states: Float[Array, "j d"]) -> Float[Array, "j o"]:
+    """W e for each state, in float32: what a layer answered before it was edited."""
+    return _matmul(in_float32(states), in_float32(linear.kernel[...]))
 
 
 def similarities(
     states: Float[Array, "*b d"], concepts: Float[Array, "j d"], inverse: Float[Array, "d d"]
 ) -> Float[Array, "*b j"]:
     """s_j(e) = <e, i*_j> / <i*_j, i*_j>: 1 at the concept, 0 where e is orthogonal to it under the metric."""
-    dual = concepts @ inverse
-    return states @ dual.T / jnp.sum(dual * concepts, axis=-1)
+    dual = _matmul(concepts, inverse)
+    return _matmul(states, (dual / jnp.sum(dual * concepts, axis=1, keepdims=True)).T)
 
 
-def remainder(
-    states: Float[Array, "*b d"], concepts: Float[Array, "j d"], inverse: Float[Array, "d d"]
-) -> Float[Array, "*b d"]:
-    """e - I G^-1 I^T C^-1 e with I = [i*_1 .. i*_J] and G = I^T C^-1 I: orthogonal to every concept."""
-    dual = concepts @ inverse
-    gram = dual @ concepts.T
-    return (
-        states
-        - jnp.linalg.solve(gram, dual @ jnp.moveaxis(states, -1, 0).reshape(states.shape[-1], -1)).T.reshape(
-            *states.shape[:-1], -1
-        )
-        @ concepts
-    )
+def coefficients(
+    states: Float[Array, "b n d"],
+    concepts: Float[Array, "j d"],
+    inverse: Float[Array, "d d"],
+    taking_part: Bool[Array, "b j"],
+) -> Float[Array, "b n j"]:
+    """G^-1 I^T C^-1 e with I = [i*_1 .. i*_J] and G = I^T C^-1 I, over the concepts that take part in each row.
+
+    e - I coefficients is orthogonal to these concepts under the metric; one concept's coefficient is its similarity.
+    """
+    dual = _matmul(concepts, inverse)
+    both = taking_part[:, :, None] & taking_part[:, None, :]
+    # Concepts left out have rows and columns of the unit matrix, and nothing on the other side.
+    gram = jnp.where(both, _matmul(dual, concepts.T)[None], jnp.eye(len(concepts))[None])
+    products = jnp.where(taking_part[:, None], _matmul(states, dual.T), 0.0)
+    return jnp.swapaxes(jnp.linalg.solve(gram, jnp.swapaxes(products, 1, 2)), 1, 2)
 
 
-def gate(similarity: Float[Array, "*b j"], beta: float, tau: float) -> Float[Array, "*b j"]:
+def gate(similarity: Float[Array, "*b j"], beta: ArrayLike, tau: ArrayLike) -> Float[Array, "*b j"]:
     """g(e) = sigmoid((s(e) - beta) / tau)."""
     return jax.nn.sigmoid((similarity - beta) / tau)
 
@@ -91,23 +111,29 @@ def split_states(
     states: Float[Array, "b n d"],
     concepts: Float[Array, "j d"],
     inverse: Float[Array, "d d"],
-    present: Bool[Array, " b"],
+    taking_part: Bool[Array, "b j"],
     *,
-    beta: float,
-    tau: float,
+    beta: tuple[float, ...],
+    tau: tuple[float, ...],
     strength: float = 1.0,
 ) -> Gated:
-    """Remainder and gates of every token's state, in fp32; rows that are not `present` pass as they are.
+    """Remainder and gates of every token's state, in fp32.
 
     Args:
-        present: rows that the edit is applied to; the others see the base's layer (bypass).
+        taking_part: Concepts that each row is edited for. A row without any passes as it is, to the bit (bypass).
+        beta: Where each concept's gate is half open.
+        tau: Temperature of each concept's gate.
         strength: 0 leaves the base's layer, 1 is the edit.
     """
     states = in_float32(states)
+    beta, tau = (jnp.asarray(values, jnp.float32)[None, None] for values in (beta, tau))
     gates = gate(similarities(states, concepts, inverse), beta, tau)
-    change = remainder(states, concepts, inverse) - states
-    present = present[:, None, None]
-    return Gated(jnp.where(present, states + strength * change, states), jnp.where(present, strength * gates, 0.0))
+    along = _matmul(coefficients(states, concepts, inverse, taking_part), concepts)
+    edited = jnp.any(taking_part, axis=1)[:, None, None]
+    return Gated(
+        jnp.where(edited, states - strength * along, states),
+        jnp.where(taking_part[:, None], strength * gates, 0.0),
+    )
 
 
 def rank_one(
@@ -118,6 +144,6 @@ def rank_one(
 
     For one concept this is ROME's edit, W + (o* - W i*) (C^-1 i*)^T / E (Meng et al. 2022, Equation 2).
     """
-    kernel = in_float32(kernel)
-    dual = concepts @ inverse
-    return kernel + strength * dual.T @ jnp.linalg.solve(dual @ concepts.T, outputs - concepts @ kernel)
+    kernel, dual = in_float32(kernel), _matmul(concepts, inverse)
+    change = jnp.linalg.solve(_matmul(dual, concepts.T), outputs - _matmul(concepts, kernel))
+    return kernel + strength * _matmul(dual.T, change)

@@ -5,6 +5,10 @@
 The step never forms W + B A: a frozen W stays one array for all subjects, and the low-rank path costs r columns.
 """
 
+import math
+from collections.abc import Mapping
+from itertools import accumulate
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,12 +21,12 @@ from jaxbooth.types import PRNGKey
 class LowRank(Adapter):
     """What linear layers and convolutions share; `n` stands for all inputs of an output (kernel size x channels)."""
 
-    def __init__(self, base: nnx.Linear | nnx.Conv, rank: int, scale: float, *, dora: bool, key: PRNGKey):
-        *inside, out = base.kernel.shape
+    def __init__(
+        self, base: nnx.Linear | nnx.Conv, first: Float[Array, "*inside r"], scale: float, *, dora: bool = False
+    ):
         self.base, self.scale = base, scale
-        # diffusers' "gaussian": the low-rank path starts at zero, its first factor at a size that does not vanish.
-        self.lora_a = AdapterParam(jax.random.normal(key, (*inside, rank)) / rank)
-        self.lora_b = AdapterParam(jnp.zeros((rank, out)))
+        self.lora_a = AdapterParam(first)
+        self.lora_b = AdapterParam(jnp.zeros((first.shape[-1], base.kernel.shape[-1])))  # so that nothing changes yet
         self.magnitude = AdapterParam(jnp.sqrt(self._squared_norms())) if dora else None
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
@@ -33,9 +37,9 @@ class LowRank(Adapter):
         if self.magnitude is None:
             return plain + (self.strength * self.scale) * low
         # DoRA, Equation 5, the norm held constant in the backward pass (its section 4.3). The bias is not scaled.
-        factor = (self.magnitude[...] / jax.lax.stop_gradient(jnp.sqrt(self._squared_norms()))).astype(plain.dtype)
-        bias = 0 if self.base.bias is None else self.base.bias[...].astype(plain.dtype)
-        learned = factor * (plain - bias + self.scale * low) - (plain - bias)
+        factor = self.magnitude[...] / jax.lax.stop_gradient(jnp.sqrt(self._squared_norms()))
+        unbiased = plain if self.base.bias is None else plain - _over_rows(self.base.bias[...], plain)
+        learned = _over_rows(factor, plain) * (unbiased + self.scale * low) - unbiased
         return plain + self.strength * learned
 
     def _low_rank(self, x: Array) -> Array:
@@ -58,7 +62,7 @@ class LowRank(Adapter):
         a, b, w = self._factors()
         change = self.scale * (a @ b)
         if self.magnitude is not None:
-            change = self.magnitude[...] / jnp.sqrt(self._squared_norms()) * (w + change) - w
+            change = (self.magnitude[...] / jnp.sqrt(self._squared_norms()))[None] * (w + change) - w
         return self.strength * change.reshape(self.base.kernel.shape)
 
     def merged(self) -> nnx.Linear | nnx.Conv:
@@ -68,6 +72,10 @@ class LowRank(Adapter):
         kernel = self.base.kernel[...]
         plain.kernel = nnx.Param((in_float32(kernel) + self.delta()).astype(kernel.dtype))
         return plain
+
+
+def _over_rows(vector: Float[Array, " d"], rows: Float[Array, "*b d"]) -> Float[Array, "... d"]:
+    return vector.astype(rows.dtype).reshape((1,) * (rows.ndim - 1) + vector.shape)
 
 
 class LoRALinear(LowRank):
@@ -88,3 +96,17 @@ class LoRAConv(LowRank):
             dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=base.precision,
         )  # fmt: skip
         return low @ self.lora_b[...].astype(dtype)
+
+
+def first_factors(
+    bases: Mapping[str, nnx.Linear | nnx.Conv], rank: int, key: PRNGKey
+) -> dict[str, Float[Array, "*inside r"]]:
+    """The first factor of each layer, by path: N(0, 1 / rank^2), diffusers' "gaussian".
+
+    One draw for all of them: a compiler takes a good part of a second for each draw, and SDXL has 722 layers.
+    """
+    shapes = {path: (*bases[path].kernel.shape[:-1], rank) for path in sorted(bases)}
+    ends = list(accumulate(map(math.prod, shapes.values())))
+    values = jax.random.normal(key, (ends[-1],)) / rank
+    parts = jnp.split(values, ends[:-1])
+    return {path: part.reshape(shape) for (path, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from jaxbooth.pocket.backgrounds import PLACES, SIZE
 from jaxbooth.pocket.scenes import pose, with_shadow
+from jaxbooth.pocket.sprites import LONGEST_SIDE
 
 SMALLEST, LARGEST = 22, 32  # px of a thing's longest side: half the picture's width is 32
 VISIBLE = 128  # of 255: what is more transparent is the soft edge, not the thing
@@ -43,6 +44,14 @@ def compose_pair(sprite_a: Image.Image, sprite_b: Image.Image, place: str, rng: 
     return scene, boxes[0], boxes[1]
 
 
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes; 1 is the same box."""
+    width, height = min(a.right, b.right) - max(a.left, b.left), min(a.bottom, b.bottom) - max(a.top, b.top)
+    both = max(width, 0) * max(height, 0)
+    areas = [(box.right - box.left) * (box.bottom - box.top) for box in (a, b)]
+    return both / (sum(areas) - both)
+
+
 def cut_out(picture: Image.Image) -> Image.Image:
     """The thing in a picture "on a white background", as an RGBA sprite cropped to it.
 
@@ -55,6 +64,24 @@ def cut_out(picture: Image.Image) -> Image.Image:
     opaque = ~np.isin(regions, border[border > 0])
     sprite = Image.fromarray(np.dstack([pixels, 255 * opaque]).astype(np.uint8), "RGBA")
     return _trimmed(sprite)
+
+
+def half_and_half(sprite_a: Image.Image, sprite_b: Image.Image) -> Image.Image:
+    """A creature with the left half of one sprite and the right half of the other: what mixed-up subjects look like."""
+    left, right = (
+        sprite.resize((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS) for sprite in (sprite_a, sprite_b)
+    )
+    mixed = right.copy()
+    mixed.paste(left.crop((0, 0, LONGEST_SIDE // 2, LONGEST_SIDE)), (0, 0))
+    return _trimmed(mixed)
+
+
+def recoloured(sprite: Image.Image, like: Image.Image) -> Image.Image:
+    """The sprite's drawing in another's colours: each channel with that one's mean and spread. A swapped identity."""
+    pixels, other = (np.asarray(image).astype(float) for image in (sprite, like))
+    drawn, theirs = pixels[pixels[..., 3] >= VISIBLE][:, :3], other[other[..., 3] >= VISIBLE][:, :3]
+    pixels[..., :3] = (pixels[..., :3] - drawn.mean(0)) / drawn.std(0).clip(1) * theirs.std(0) + theirs.mean(0)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8), "RGBA")
 
 
 def _trimmed(sprite: Image.Image) -> Image.Image:

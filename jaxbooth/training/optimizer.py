@@ -66,34 +66,43 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
 
         Args:
             steps: Length of the training.
-            windows: Groups that move during a part of it only; outside, they keep their values and moments.
+            windows: Groups that move during a part of it only, at a learning rate that runs its course over that part;
+                outside, they keep their values and moments.
         """
-        settings = {
+        of_group = {
             UNET: (self.learning_rate, self.weight_decay),
             TEXT_ENCODER: (self.text_encoder_learning_rate or self.learning_rate, self.weight_decay),
             EMBEDDINGS: (self.embedding_learning_rate or self.learning_rate, self.embedding_weight_decay),
         }
-        settings = {group: (*values, (windows or {}).get(group)) for group, values in settings.items()}
-
-        def transform(names) -> optax.GradientTransformation:
-            # Only what is there: an optimiser that estimates its own step would divide by an empty group's zero.
-            present = {group: settings[group] for group in sorted({group_of(name) for name in names})}
-            alike = {setting: group for group, setting in present.items()}  # groups that need not be told apart
-            labels = {name: alike[present[group_of(name)]] for name in names}
-            parts = {group: self._part(steps, *setting) for setting, group in alike.items()}
-            both = optax.partition(parts, labels) if len(parts) > 1 else next(iter(parts.values()))
-            clip = self.max_grad_norm
-            return both if clip is None else optax.chain(optax.clip_by_global_norm(clip), both)
-
+        settings = {group: (*values, (windows or {}).get(group)) for group, values in of_group.items()}
+        # Made anew from each tree's names: plain dictionaries then need no labels to be kept beside them.
         return optax.GradientTransformation(
-            lambda params: transform(params).init(params),
-            lambda grads, state, params: transform(grads).update(grads, state, params),
+            lambda params: self._transform(params, steps, settings).init(params),
+            lambda grads, state, params: self._transform(grads, steps, settings).update(grads, state, params),
         )
+
+    def _transform(self, names, steps: int, settings: dict[str, tuple]) -> optax.GradientTransformation:
+        """Every group's optimiser, behind one clipping."""
+        # Only what is there: an optimiser that estimates its own step would divide by an empty group's zero.
+        present = {group: settings[group] for group in sorted({group_of(name) for name in names})}
+        alike = {setting: group for group, setting in present.items()}  # groups that need not be told apart
+        labels = {name: alike[present[group_of(name)]] for name in names}
+        parts = {group: self._part(steps, *setting) for setting, group in alike.items()}
+        both = optax.partition(parts, labels) if len(parts) > 1 else next(iter(parts.values()))
+        if self.max_grad_norm is None:
+            return both
+        clip = optax.clip_by_global_norm(self.max_grad_norm)
+        if all(window is None for *_, window in alike):
+            return optax.chain(clip, both)
+        # A group that stands still takes no part in the norm that the others are clipped by.
+        moving = {group: _only_within(window, optax.identity()) for (*_, window), group in alike.items()}
+        return optax.chain(optax.partition(moving, labels), clip, both)
 
     def _part(
         self, steps: int, peak: float, weight_decay: float, window: tuple[int, int] | None
     ) -> optax.GradientTransformation:
         """One group's optimiser."""
+        steps = steps if window is None else window[1] - window[0]
         rate, dtype, betas = self.schedule(steps, peak), jnp.dtype(self.moment_dtype), (self.beta1, self.beta2)
         if self.type == "adamw":
             chosen = optax.adamw(rate, *betas, eps=self.epsilon, weight_decay=weight_decay, mu_dtype=dtype)
@@ -111,7 +120,12 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
                 optax.add_decayed_weights(weight_decay),
                 optax.scale_by_learning_rate(rate),
             )
-        if window is None:
-            return chosen
-        first, last = window
-        return optax.transforms.conditionally_mask(chosen, lambda step: (step >= first) & (step < last))
+        return _only_within(window, chosen)
+
+
+def _only_within(window: tuple[int, int] | None, chosen: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Outside of its window (None: always in it) a transformation gives zeros and keeps its state."""
+    if window is None:
+        return chosen
+    first, last = window
+    return optax.transforms.conditionally_mask(chosen, lambda step: (step >= first) & (step < last))

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from jaxbooth.errors import ConversionError
 from jaxbooth.families import ModelFamily
 from jaxbooth.pipeline import StableDiffusion
+from jaxbooth.weights.added_tokens import add_tokens, new_token_ids
 from jaxbooth.weights.torch_keys import Entry, entries
 
 TOKENIZER_FILES = (
@@ -67,28 +68,31 @@ def _make(folder: Path) -> None:
 def torch_tensors(module: nnx.Module, table: list[Entry], dtype: str | None) -> dict[str, np.ndarray]:
     """The module's parameters under PyTorch's keys and layout, gathered from all processes."""
     values = dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
-    return {e.torch_key: e.layout.to_torch(_on_host(values[e.path][...], dtype)) for e in table}
+    return {e.torch_key: e.layout.to_torch(on_host(values[e.path][...], dtype)) for e in table}
 
 
-def _on_host(array: jax.Array, dtype: str | None) -> np.ndarray:
+def on_host(array: jax.Array, dtype: str | None = None) -> np.ndarray:
+    """The whole of an array, in a dtype or as it is; on several processes all must call it."""
     whole = array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
     host = np.asarray(whole)
     return np.ascontiguousarray(host if dtype is None else host.astype(dtype))
 
 
 def _write_configs(family: ModelFamily, folder: Path) -> None:
-    """The JSON files as they were read, and the tokenizers' files as they lie in the base."""
+    """The JSON files as they were read, and the tokenizers' files as they lie in the base, with what was added."""
     for name, text in zip(family.component_names, family.component_configs, strict=True):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(text, encoding="utf-8")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(family.scheduler_config, encoding="utf-8")
     (folder / "model_index.json").write_text(model_index(family), encoding="utf-8")
-    for name in family.tokenizer_names:
+    added = new_token_ids(family) if family.new_tokens else ({},) * len(family.tokenizer_names)
+    for name, ids in zip(family.tokenizer_names, added, strict=True):
         (folder / name).mkdir()
         for file in TOKENIZER_FILES:
             if (Path(family.folder) / name / file).is_file():
                 shutil.copyfile(Path(family.folder) / name / file, folder / name / file)
+        add_tokens(folder / name, ids)
 
 
 def model_index(family: ModelFamily) -> str:

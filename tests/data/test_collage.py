@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxbooth.data.collage import LARGEST_SIDE_MARGIN, collage, collage_caption, draw_layout, mask_box
+from jaxbooth.data.captions import CaptionedImage
+from jaxbooth.data.collage import LARGEST_SIDE_MARGIN, collage, collage_caption, collage_images, draw_layout, mask_box
 from jaxbooth.errors import DataError
 
 RED, BLUE = (220, 0, 0), (0, 0, 220)  # no green: it tells how much white shows
@@ -232,3 +233,34 @@ def test_caption_order_matches_neither_side_nor_front_systematically():
         seen["left"] += first == layout.order[0]
         seen["front"] += first == layout.front
     assert abs(seen["left"] / 10_000 - 0.5) < 0.02 and abs(seen["front"] / 10_000 - 0.5) < 0.02
+
+
+def test_collages_of_captioned_pictures_carry_their_mask_as_transparency(tmp_path):
+    subjects = []
+    for number, colour in enumerate([(200, 30, 30), (30, 30, 200)]):
+        file = tmp_path / f"{number}.png"
+        picture = Image.new("RGBA", (40, 40))
+        picture.paste((*colour, 255), (10, 5, 30, 35))
+        picture.save(file)
+        subjects.append([CaptionedImage(file, "", file.name, mask="alpha")])
+    images = collage_images(subjects, ["sks dog", "olis cat"], 6, 64, seed=3)
+    again = collage_images(subjects, ["sks dog", "olis cat"], 6, 64, seed=3)
+    assert [image.source for image in images] == [image.source for image in again]
+    assert len({image.source for image in images}) == 6
+    for image in images:
+        pixels, mask = np.asarray(image.load()), image.load_mask()
+        assert pixels.shape == (64, 64, 3) and mask.shape == (64, 64)
+        assert (pixels[mask == 0] == 255).all()
+        assert (pixels[mask == 1].max(axis=-1) == 200).all()  # the two colours and nothing of the white
+        assert "sks dog" in image.caption and "olis cat" in image.caption
+
+
+def test_collages_of_three_subjects_show_every_pair(tmp_path):
+    file = tmp_path / "0.png"
+    picture = Image.new("RGBA", (20, 20))
+    picture.paste((0, 0, 0, 255), (5, 5, 15, 15))
+    picture.save(file)
+    subjects = [[CaptionedImage(file, "", file.name, mask="alpha")]] * 3
+    captions = [image.caption for image in collage_images(subjects, ["a1", "b2", "c3"], 6, 64, seed=0)]
+    for one, other in (("a1", "b2"), ("a1", "c3"), ("b2", "c3")):
+        assert sum(one in caption and other in caption for caption in captions) == 2

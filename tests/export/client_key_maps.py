@@ -75,7 +75,7 @@ def _flat(path: str) -> str:
 
 
 def comfyui(kind: str, paths: list[str]) -> dict[str, str]:
-    """LoRA name -> module in ComfyUI: the UNet by original or diffusers' names, CLIP-L/H as te or te1, CLIP-G as te2."""
+    """LoRA name -> module in ComfyUI: the UNet by either naming, CLIP-L and H as te or te1, CLIP-G as te2."""
     table = {}
     for ours, original in original_unet(kind, below("unet", paths)).items():
         table[f"lora_unet_{_flat(original)}"] = table[f"lora_unet_{_flat(ours)}"] = f"diffusion_model.{original}"
