@@ -1,8 +1,8 @@
 """Whole pipelines against PyTorch diffusers: text states, and pictures from the same starting noise."""
 
-import diffusers
 import sys
 
+import diffusers
 import jax
 import numpy as np
 import pytest

@@ -92,7 +92,9 @@ def one_run(file: Path, subject: DemoSubject, before: np.ndarray, out: Path, ove
 def kept_bytes(run: Path, config: Config) -> int:
     """What a user needs beside the base: the method's own files for diffusers, or the trained components."""
     if config.method.has_adapter:
-        return sum(file.stat().st_size for file in (run / "adapter" / own_formats(config.method)[0]).glob("*.safetensors"))
+        return sum(
+            file.stat().st_size for file in (run / "adapter" / own_formats(config.method)[0]).glob("*.safetensors")
+        )
     return sum(file.stat().st_size for part in ("unet", "text_encoder") for file in (run / "pipeline" / part).iterdir())
 
 

@@ -78,7 +78,8 @@ def split_attached(
 ) -> tuple[nnx.GraphDef, Flat, Flat, Flat]:
     """Attaches the method and returns structure, adapter, statistics and base."""
     method.attach(sd, rngs=nnx.Rngs(params=key), text=text)
-    graphdef, adapter, statistics, base = nnx.split(sd, method.is_trainable, Statistic, ...)
+    # Statistics first: they never train, whatever part of the model a method says it trains.
+    graphdef, statistics, adapter, base = nnx.split(sd, Statistic, method.is_trainable, ...)
     return graphdef, flatten(adapter), flatten(statistics), flatten(base)
 
 

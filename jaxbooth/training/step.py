@@ -41,7 +41,8 @@ def make_train_step(
 
     Args:
         state: Gives shapes and layout only.
-        accumulation: Micro-batches per optimiser step; the rows are split among them, the result is the same.
+        accumulation: Micro-batches per optimiser step; the rows are split among them, the result is the same but for
+            running means, which move once in each.
         ema_decay: Decay of the averaged weights, warmed up as min(decay, (1 + step) / (10 + step)).
     """
 

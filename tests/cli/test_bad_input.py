@@ -174,7 +174,7 @@ def prompt_with_an_unknown_blank(folder):
 
 def too_many_subjects(folder):
     second = "{name: max, images: photos, class_noun: cat}"
-    return [f"subjects=[{{name: rex, images: photos, class_noun: dog}}, {second}]"], ["takes one subject a run"]
+    return [f"subjects=[{{name: rex, images: photos, class_noun: dog}}, {second}]"], ["a run learns one"]
 
 
 def several_at_once(folder):

@@ -83,7 +83,7 @@ class Program:
 
     def __init__(self, run: "SmallRun", subjects: int):
         state = run.start(subjects)
-        step = make_train_step(run.method, run.split, run.tx, Objective(run.schedule), run.mesh, state, seed=SEED)
+        step = make_train_step(run.method, run.split, run.tx, run.objective, run.mesh, state, seed=SEED)
         self._run = run
         lowered = step.lower(state, run.split.base, run.batch(0, subjects))
         self._step = lowered.compile(compiler_options=compiler.options())
@@ -96,10 +96,11 @@ class Program:
 class SmallRun:
     """A method on its way from the start, with one subject or two."""
 
-    def __init__(self, method: Method, optimizer: OptimizerConfig = OPTIMIZER):
+    def __init__(self, method: Method, optimizer: OptimizerConfig = OPTIMIZER, prior_by_prediction: bool = False):
         self.method, self.mesh = with_own_keys(method), make_mesh(MeshConfig(), jax.devices()[:1])
         sd = small_sd(method)
-        self.schedule, self.tx = sd.schedule, optimizer.build(100, method.learning_windows(100))
+        self.objective = Objective(sd.schedule, prior_by_prediction=prior_by_prediction)
+        self.tx = optimizer.build(100, method.learning_windows(100))
         texts = [text_of(method, subject) for subject in SUBJECTS]
         texts = jax.tree.map(lambda *arrays: np.stack(arrays), *texts) if texts[0] is not None else None
         self.split, state = init_state(self.method, sd, len(SUBJECTS), self.tx, SEED, self.mesh, texts=texts)

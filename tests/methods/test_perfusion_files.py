@@ -12,6 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from small_sd import DOG, small_sd
 
+import jaxbooth
 from jaxbooth.data.new_tokens import subject_text
 from jaxbooth.errors import ConversionError, MethodError
 from jaxbooth.export.perfusion import (
@@ -32,6 +33,9 @@ from jaxbooth.nn.surgery import find_modules
 from jaxbooth.nn.token_embedding import ExtendedEmbed
 from jaxbooth.nn.unet import UNet2DConditionModel, UNetConfig
 from jaxbooth.pipeline import StableDiffusion
+from jaxbooth.pocket import BASE as POCKET
+from jaxbooth.text_metric import load_with_concepts, text_metric
+from jaxbooth.weights.digest import base_digest
 
 CAT = DOG.model_copy(update={"name": "cat", "class_noun": "small cat", "token": "<my-cat>"})
 METHOD = Perfusion(templates=("a photo of a {token}", "the {token} there"))
@@ -241,3 +245,26 @@ def test_key_locks_that_differ_must_be_told(dog, cat):
     plain = np.asarray(sd.encode_plain(jnp.asarray(sd.tokenize(["a dog and a small cat there"])))[0])[0]
     assert sd.concepts.bypass and not np.any(keys.gates)
     np.testing.assert_allclose(keys.remainder[0, :7], plain[[0, 1, 2, 3, 4, 6, 7]], atol=1e-5)
+
+
+@pytest.mark.slow  # draws with the pocket base: half a minute
+def test_files_of_two_concepts_draw_on_the_pocket_base(tmp_path):
+    sd, method = jaxbooth.load_pipeline("pocket"), Perfusion(templates=("a {token}",))
+    sd.concepts = nnx.data(text_metric(sd, POCKET, 100))
+    subjects = (CAT, DOG)
+    method.attach(sd, rngs=nnx.Rngs(0), text=subject_text(sd.family, method, subjects))
+    method.for_sampling(sd)
+    sd.family = replace(sd.family, new_tokens=tuple(NewToken(subject.token) for subject in subjects))
+    names = tuple(SubjectNames(subject.name, subject.token, subject.class_noun) for subject in subjects)
+    contents = write_perfusion(Trained(method, sd, Base("pocket", base_digest(POCKET)), names), tmp_path)
+    prompts, options = ["a <my-cat>", "a <my-dog> and a <my-cat>", "a dog"], {"seed": 0, "num_steps": 2}
+    both = load_with_concepts("pocket", [tmp_path / name for name in sorted(contents.files, reverse=True)])
+    pictures = both.generate(prompts, **options)
+    np.testing.assert_array_equal(pictures, sd.generate(prompts, **options))
+    plain = jaxbooth.load_pipeline("pocket").generate(["a cat", "a dog and a cat", "a dog"], **options)
+    np.testing.assert_array_equal(pictures[2], plain[2])
+    assert np.abs(pictures[:2] - plain[:2]).max() > 0.05
+    other = replace(load_perfusion(tmp_path / "cat.safetensors"), base="0" * 16)
+    save_perfusion(other, tmp_path / "other.safetensors")
+    with pytest.raises(MethodError, match="not for this base"):
+        load_with_concepts("pocket", [tmp_path / "other.safetensors"])

@@ -106,7 +106,7 @@ def test_every_parameter_of_sd_15_above_1_mib_can_be_split_over_64_devices():
 class OwnKeys(DreamBooth, frozen=True):
     """Draws from what the rows are called and not from a subject's place, which differs between three runs and one."""
 
-    def loss(self, sd, batch, objective, keys):
+    def loss(self, sd, batch, objective, keys, reference=None):
         return super().loss(sd, batch, objective, jax.vmap(jax.random.key)(batch.rows))
 
 
