@@ -99,7 +99,8 @@ def covariance(sd: StableDiffusion, base: Path, count: int) -> Covariance:
     file = cache_folder() / "covariance" / f"{digest}-{count}.safetensors"
     if _on_every_process(file.is_file()):
         return load_covariance(file, digest)
-    log.info("measuring the covariance of the text encoder on %d captions (once)", count)
+    if jax.process_index() == 0:
+        log.info("measuring the covariance of the text encoder on %d captions (once)", count)
     measured = measure(sd, digest, count)
     file.parent.mkdir(parents=True, exist_ok=True)
     own = file.with_name(f".{file.stem}-{os.getpid()}.safetensors")  # hosts may share the cache

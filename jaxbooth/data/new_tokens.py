@@ -29,20 +29,22 @@ def check_new_tokens(family: ModelFamily, method: Method, subjects: Sequence[Sub
     """
     if not method.vectors_per_token:
         return
-    problems, names = [], [subject.token for subject in subjects]
+    problems, taken = [], set()
     for index, subject in enumerate(subjects):
         where = f"subjects.{index}.token"
         if subject.token is None:
             problems.append(f'{where}: {method.type} learns a new word: give one, such as "<{subject.name}>"')
         elif len(subject.token.split()) > 1:
             problems.append(f"{where}: {subject.token!r} has a space in it, a token has none")
-        elif names.index(subject.token) != index:
-            problems.append(f"{where}: {subject.token!r} is another subject's token too")
+        elif both := taken.intersection(NewToken(subject.token, method.vectors_per_token).names):
+            problems.append(f"{where}: {subject.token!r} is another subject's token too, which spells {min(both)}")
         elif (known := _vocabulary_id(family, subject.token)) is not None:
             problems.append(
                 f"{where}: {subject.token!r} is in the vocabulary already (id {known}); {method.type} learns a new "
                 f'word: give one that is not, such as "<{subject.token.strip("<>")}>"'
             )
+        if subject.token is not None:
+            taken.update(NewToken(subject.token, method.vectors_per_token).names)
     if problems:
         raise ConfigError(list_problems("these tokens cannot be learned:", problems))
 

@@ -14,11 +14,10 @@ Features = Float[np.ndarray, "_ d"]
 
 
 def reference_similarity(references: Sequence[Features]) -> Float[np.ndarray, "n n"]:
-    """S_GT: mean cosine between all references of subject i and of subject j; on the diagonal pairs of one picture
-    with itself count too.
+    """S_GT: mean cosine between all references of subject i and all of subject j.
 
-    MuDI (Jang et al. 2024), Detect-and-Compare.
-    """  # fmt: skip
+    On the diagonal the pairs of a picture with itself count too (MuDI, Jang et al. 2024, Detect-and-Compare).
+    """
     return np.array([[np.mean(ours @ theirs.T) for theirs in references] for ours in references])
 
 
@@ -57,14 +56,16 @@ def presence_rate(classes: Sequence[Int[np.ndarray, " k"]], count: int) -> float
 
 
 def identity_swap_rate(classes: Int[np.ndarray, " k"], similarity: Float[np.ndarray, "k n"]) -> float:
-    """Fraction of the boxes of a class, of all pictures, that are closer to another subject's references than to
-    their own; not a number when no box is of any class.
+    """Fraction of the boxes that are closer to another subject's references than to their own class's.
 
     Args:
         classes: Class of each box as the detector tells it, subject i being of class i; others than 0 ... n - 1 are
             passed over.
         similarity: Mean cosine of each box to each subject's references, as `box_similarity` gives it.
-    """  # fmt: skip
+
+    Returns:
+        The fraction over the boxes of all pictures; not a number when no box is of any class.
+    """
     told = (classes >= 0) & (classes < similarity.shape[1])
     if not told.any():
         return float("nan")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jaxbooth.data.batches import BatchStream, drawn_views
-from jaxbooth.data.examples import Examples
+from jaxbooth.data.examples import Examples, joined
 from jaxbooth.sharding import MeshConfig, make_mesh
 from jaxbooth.types import Text
 
@@ -128,3 +128,94 @@ def test_caption_dropout_takes_its_share_of_instance_rows_and_no_prior_rows():
     assert_equal(make_stream(batch_size=50, caption_dropout=0.3).host_batch(7), stream.host_batch(7))
     everything = make_stream(caption_dropout=1.0).host_batch(0)
     assert (everything.text.input_ids[0, :, 0, 0] == 3).sum() == 4
+
+
+# ---- several subjects in one model, several captions for one view
+
+
+@pytest.mark.parametrize("parts", [(7,), (3, 5), (1, 6, 2)])
+def test_parts_are_drawn_in_equal_shares_whatever_their_sizes(parts):
+    count, share = sum(parts), 3 * max(parts)
+    drawn = drawn_views(0, 0, 0, 0, share * len(parts), count, parts)
+    starts = np.cumsum((0, *parts))
+    for part, size in enumerate(parts):
+        own = drawn[part :: len(parts)]
+        assert ((starts[part] <= own) & (own < starts[part + 1])).all() and len(own) == share
+        for epoch in np.split(own[: share // size * size], share // size):  # each has epochs of its own
+            assert sorted(epoch) == list(range(starts[part], starts[part + 1]))
+
+
+def test_parts_of_one_size_have_orders_of_their_own_and_one_part_is_as_none():
+    drawn = drawn_views(0, 0, 0, 0, 2 * 20, 40, (20, 20))
+    assert list(drawn[::2]) != list(drawn[1::2] - 20)
+    np.testing.assert_array_equal(drawn_views(3, 1, 0, 5, 50, 20, (20,)), drawn_views(3, 1, 0, 5, 50, 20))
+
+
+def test_draws_do_not_depend_on_where_a_step_begins():
+    whole = drawn_views(0, 0, 1, 0, 60, 10, (3, 7))
+    in_steps = [drawn_views(0, 0, 1, first, 4, 10, (3, 7)) for first in range(0, 60, 4)]
+    np.testing.assert_array_equal(np.concatenate(in_steps), whole)
+
+
+def with_captions(views: int, captions: int, first: int = 0, masks: bool = False, width: int = 5) -> Examples:
+    """View i has the texts `10 i, 10 i + 1, ...` (plus `first`), the empty one is -1."""
+    plain = examples(views, first)
+    ids = np.full((views * captions + 1, 1, width), -1, np.int32)
+    ids[:-1, 0, 0] = (first + 10 * np.arange(views)[:, None] + np.arange(captions)).ravel()
+    index = np.arange(views * captions).reshape(views, captions)
+    mask = np.full((views, 2, 2), first + 1, np.float32) if masks else None
+    return Examples(plain.moments, index, Text(input_ids=ids), None, mask)
+
+
+def seen(stream: BatchStream, steps: int) -> list[tuple[int, int]]:
+    """(view, text) of every row."""
+    batches = [stream.host_batch(step) for step in range(steps)]
+    return [
+        (int(view), int(text))
+        for batch in batches
+        for view, text in zip(views_of(batch), batch.text.input_ids[0, :, 0, 0], strict=True)
+    ]
+
+
+def test_each_view_takes_each_of_its_captions_and_no_other():
+    stream = BatchStream([with_captions(4, 3)], None, 4, 0.0, 0, None)
+    pairs = seen(stream, 60)
+    assert {pair for pair in pairs} == {(view, 10 * view + choice) for view in range(4) for choice in range(3)}
+    chosen = np.bincount([text % 10 for _, text in pairs]) / len(pairs)
+    np.testing.assert_allclose(chosen, 1 / 3, atol=0.1)
+    assert pairs == seen(BatchStream([with_captions(4, 3)], None, 4, 0.0, 0, None), 60)
+
+
+def test_joined_examples_keep_each_view_s_captions_masks_and_the_empty_caption_last():
+    one, other = with_captions(2, 1, masks=True), with_captions(3, 2, first=500)
+    both = joined([one, other])
+    assert both.parts == (2, 3) and len(both) == 5 and both.text_index.shape == (5, 2)
+    texts = both.text.input_ids[:, 0, 0]
+    assert texts[both.text_index].tolist() == [[0, 0], [10, 10], [500, 501], [510, 511], [520, 521]]
+    assert texts[-1] == -1 and (texts[:-1] != -1).all()
+    np.testing.assert_array_equal(both.moments[:, 0, 0, 0], [0, 1, 500, 501, 502])
+    np.testing.assert_array_equal(both.masks[:, 0, 0], [1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(joined([other, one]).masks[:, 0, 0], [1, 1, 1, 1, 1])
+    assert joined([one]) is one
+
+
+def test_a_step_of_joined_examples_has_each_subject_in_its_share():
+    stream = BatchStream([joined([with_captions(2, 1), with_captions(9, 1, first=500)])], None, 4, 0.0, 0, None)
+    pairs = seen(stream, 30)
+    for step in np.split(np.asarray([view >= 500 for view, _ in pairs]), 30):
+        assert step.sum() == 2
+    assert {pair for pair in pairs if pair[0] < 500} == {(0, 0), (1, 10)}
+    assert len({view for view, _ in pairs}) == 11
+
+
+def test_caption_dropout_of_joined_examples_takes_the_empty_caption():
+    both = joined([with_captions(2, 1), with_captions(3, 2, first=500)])
+    stream = BatchStream([both], None, 4, 0.0, 0, None, caption_dropout=1.0)
+    assert {text for _, text in seen(stream, 5)} == {-1}
+
+
+def test_where_one_kind_of_rows_has_masks_all_have():
+    instance, prior = with_captions(3, 1, first=4, masks=True), with_captions(2, 1)
+    batch = BatchStream([instance], [prior], 2, 1.0, 0, None).host_batch(0)
+    np.testing.assert_array_equal(batch.mask[0, :, 0, 0], np.where(batch.is_prior[0], 1.0, 5.0))
+    assert BatchStream([prior], [prior], 2, 1.0, 0, None).host_batch(0).mask is None
