@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 import optax
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 EMBEDDINGS, TEXT_ENCODER, UNET = "embeddings", "text_encoder", "unet"
 Windows = dict[str, tuple[int, int]]  # group -> first and last step (exclusive) in which it moves
@@ -33,12 +33,12 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
         None, gt=0, description="Learning rate of new tokens' vectors; null = learning_rate."
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment; of lion's only moment.")
     epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(1e-2, ge=0, description="Decoupled weight decay of what trains.")
     embedding_weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of new tokens' vectors.")
     moment_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Dtype in which the first moment is kept; bfloat16 saves memory."
+        "float32", description="Dtype in which adamw and lion keep the first moment; bfloat16 saves memory."
     )
     max_grad_norm: float | None = Field(
         1.0, gt=0, description="Clip the global norm of a subject's gradients; null = off."
@@ -47,6 +47,14 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
         "constant", description="Course of the learning rate."
     )
     lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from 0.")
+
+    @model_validator(mode="after")
+    def _prodigy_takes_factors(self) -> "OptimizerConfig":
+        """Its learning rates multiply a step size that it finds: one of 1e-4 would learn nothing, without a word."""
+        given = (self.learning_rate, self.text_encoder_learning_rate, self.embedding_learning_rate)
+        if self.type == "prodigy" and any(rate is not None and rate < 0.1 for rate in given):
+            raise ValueError("prodigy finds the step size itself and multiplies it by learning_rate: set it to 1")
+        return self
 
     def schedule(self, steps: int, peak: float | None = None) -> optax.Schedule:
         """Learning rate by step: warm-up, then constant, or a half cosine or a line down to 0 at `steps`."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from method_cases import CASES, GOLDEN
-from small_runs import OPTIMIZER, caption, error, family_of, on_host, run_of, same_bits, text_of, worst
+from small_runs import OPTIMIZER, attached_sd, caption, error, on_host, run_of, same_bits, worst
 from small_sd import DOG, small_sd
 
 from jaxbooth import config as configuration
@@ -39,11 +39,7 @@ def test_every_method_of_the_union_has_a_case():
 @cache
 def attached(name: str) -> StableDiffusion:
     """A method's model right after `attach`; do not change it."""
-    method = CASES[name].method
-    sd = small_sd(method)
-    method.attach(sd, rngs=nnx.Rngs(params=jax.random.key(0)), text=text_of(method))
-    sd.family = family_of(method)
-    return sd
+    return attached_sd(CASES[name].method)
 
 
 @cache

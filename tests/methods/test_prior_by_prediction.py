@@ -17,7 +17,7 @@ from jaxbooth.training.state import TrainState
 pytestmark = pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 
 
-@pytest.fixture(scope="module", params=["rslora_regex", "custom_diffusion", "perfusion"])
+@pytest.fixture(scope="module", params=["rslora_regex", "custom_diffusion"])
 def runs(request) -> tuple[SmallRun, SmallRun]:
     """A method with and without the option."""
     return SmallRun(CASES[request.param].method, OPTIMIZER, prior_by_prediction=True), run_of(request.param)
@@ -60,9 +60,7 @@ def test_gradients_of_instance_rows_are_unchanged(runs):
 def test_once_the_subject_is_learned_prior_rows_pull_back_to_the_base(runs):
     with_option, without = runs
     state, _ = without.train(without.start(), range(3))
-    found = size(gradient(with_option, state, 0.0, 1.0))
-    # Perfusion's prompts without the word see the base, whatever is learned.
-    assert found <= 1e-6 if with_option.method.type == "perfusion" else found > 1e-4
+    assert size(gradient(with_option, state, 0.0, 1.0)) > 1e-4
 
 
 @pytest.mark.parametrize(("method", "refused"), [("dreambooth", True), ("lora", False), ("textual_inversion", False)])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_runs import SEED, error, family_of, run_of, same_bits, small_batch, text_of
+from small_runs import SEED, attached_sd, error, family_of, run_of, same_bits, small_batch, text_of
 from small_sd import CAT, DOG, small_family, small_sd
 
 from jaxbooth.data.new_tokens import subject_text
@@ -33,12 +33,10 @@ END_OF_TEXT = 49407
 
 def inverted(vectors: int = 1, seed: int | None = 0) -> StableDiffusion:
     """The small model with a new word, its vectors random unless `seed` is None."""
-    method, sd = TextualInversion(num_vectors=vectors), small_sd()
-    method.attach(sd, rngs=nnx.Rngs(params=0), text=text_of(method))
-    sd.family = family_of(method)
+    sd = attached_sd(TextualInversion(num_vectors=vectors))
     if seed is not None:
         rows = sd.text_encoders[0].text_model.embeddings.token_embedding.rows
-        rows[...] = jax.random.normal(jax.random.key(seed), rows.shape)
+        rows[...] = jnp.asarray(np.random.default_rng(seed).standard_normal(rows.shape), jnp.float32)
     return sd
 
 
@@ -170,9 +168,8 @@ def test_a_new_word_without_words_to_start_from_is_refused():
 @pytest.mark.parametrize("eos_token_id", [END_OF_TEXT, 2], ids=["as newer files have it", "as older files have it"])
 def test_the_pooled_text_is_that_of_the_end_of_text_whatever_ids_new_words_have(eos_token_id):
     method = TextualInversion(num_vectors=2)
-    clip = replace(small_family().text_encoders[0], eos_token_id=eos_token_id)
-    sd = StableDiffusion(None, None, [CLIPTextModel(clip, rngs=nnx.Rngs(0))], family_of(method))
-    method.attach(sd, rngs=nnx.Rngs(params=0), text=text_of(method))
+    sd = attached_sd(method)
+    sd.text_encoders[0].config = replace(sd.text_encoders[0].config, eos_token_id=eos_token_id)
     ids = tokenize(sd.family, ["a <my-dog> on the beach", "a dog"])[:, 0]
     ends = np.argmax(ids == END_OF_TEXT, axis=1)
     assert list(ends) == [7, 3]
@@ -186,12 +183,17 @@ def test_the_pooled_text_is_that_of_the_end_of_text_whatever_ids_new_words_have(
 def test_each_text_encoder_has_rows_of_its_own():
     method, clip = TextualInversion(num_vectors=2), small_family().text_encoders[0]
     second = replace(clip, hidden_size=16, num_attention_heads=2, intermediate_size=32, projection_dim=8)
-    encoders = [CLIPTextModel(config, rngs=nnx.Rngs(0)) for config in (clip, second)]
-    sd = StableDiffusion(None, None, encoders, small_family())
     text = text_of(method)
     text = text._replace(initializer_ids=np.repeat(text.initializer_ids, 2, axis=1))
-    method.attach(sd, rngs=nnx.Rngs(params=0), text=text)
-    assert [rows.shape for rows in new_token_rows(sd)] == [(2, 32), (2, 16)]
+
+    def make():
+        encoders = [CLIPTextModel(config, rngs=nnx.Rngs(0)) for config in (clip, second)]
+        sd = StableDiffusion(None, None, encoders, small_family())
+        method.attach(sd, rngs=nnx.Rngs(params=0), text=text)
+        return sd
+
+    rows = flatten(nnx.state(nnx.eval_shape(make), AdapterParam))
+    assert [rows[ROW_NAME.replace("0", str(number), 1)].shape for number in range(2)] == [(2, 32), (2, 16)]
 
 
 def test_weight_decay_on_v_defaults_to_0():

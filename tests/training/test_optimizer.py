@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from jaxbooth.training.optimizer import EMBEDDINGS, TEXT_ENCODER, UNET, OptimizerConfig, group_of
 
@@ -135,6 +136,12 @@ def test_prodigy_finds_a_step_size_of_the_right_order():
     start, goal = {UNET_NAME: np.zeros((3, 4), np.float32)}, weights_of(UNET_NAME)[UNET_NAME]
     found, _ = last(config, start, 200, gradients=lambda weights, _: {UNET_NAME: weights[UNET_NAME] - goal})
     assert np.abs(found[UNET_NAME] - goal).max() < 0.1 * np.abs(goal).max()
+
+
+def test_prodigy_refuses_the_small_learning_rates_of_the_others():
+    for rates in ({}, {"learning_rate": 1e-4}, {"learning_rate": 1.0, "embedding_learning_rate": 5e-4}):
+        with pytest.raises(ValidationError, match="multiplies it by learning_rate: set it to 1"):
+            OptimizerConfig(type="prodigy", **rates)
 
 
 @pytest.mark.parametrize("kind", REFERENCES)
