@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -16,7 +15,7 @@ from jaxbooth import families
 from jaxbooth.config import Config
 from jaxbooth.data.captions import CaptionedImage
 from jaxbooth.data.datasets import load_captioned
-from jaxbooth.data.new_tokens import check_new_tokens, new_tokens, subject_text
+from jaxbooth.data.new_tokens import check_new_tokens, new_tokens, stacked, subject_text
 from jaxbooth.data.prior import check_own_images
 from jaxbooth.data.prompts import CLASS_TEMPLATE, render, render_all
 from jaxbooth.data.subjects import Subject, SubjectConfig, load_subject
@@ -70,8 +69,7 @@ class Prepared:
         """Every model's words `[s, ...]`; None for methods without new tokens."""
         if not self.config.method.vectors_per_token:
             return None
-        each = [subject_text(self.family, self.config.method, group) for group in self.groups]
-        return jax.tree.map(lambda *arrays: np.stack(arrays), *each)
+        return stacked([subject_text(self.family, self.config.method, group) for group in self.groups])
 
     @property
     def uses_prior(self) -> bool:

@@ -156,15 +156,22 @@ def _differences(there: Config, here: Config) -> list[str]:
         if any(key == free or key.startswith(free + ".") for free in FREE) or old.get(key) == new.get(key):
             continue
         if key == "train.steps" and here.train.steps > there.train.steps:
-            if here.optimizer.lr_scheduler == "constant":
+            walked = _planned_over_all_steps(here)
+            if walked is None:
                 continue  # a longer run of the same plan
-            problems.append(
-                f"train.steps: {old[key]} -> {new[key]} would change the {here.optimizer.lr_scheduler} schedule that "
-                "was already walked"
-            )
+            problems.append(f"train.steps: {old[key]} -> {new[key]} would change {walked} already walked")
             continue
         problems.append(f"{key}: {old.get(key)} -> {new.get(key)}")
     return problems
+
+
+def _planned_over_all_steps(config: Config) -> str | None:
+    """What of a plan depends on its length; None where a longer one begins as the shorter one did."""
+    if config.optimizer.lr_scheduler != "constant":
+        return f"the {config.optimizer.lr_scheduler} schedule that was"
+    if config.method.learning_windows(config.train.steps):
+        return f"the parts of the steps in which {config.method.type} moves its parameters, which were"
+    return None
 
 
 def _flat(values: Any, name: str = "") -> dict[str, Any]:

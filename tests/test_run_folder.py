@@ -78,6 +78,13 @@ def test_longer_plan_is_refused_where_it_would_bend_the_schedule(run, config):
         run.check(config("optimizer.lr_scheduler=cosine", "train.steps=20"))
 
 
+def test_longer_plan_is_refused_where_it_would_move_the_part_in_which_the_word_learns(run, config):
+    pivotal = ("method={type: pivotal}", "subjects.0.token=<dog>")
+    run.claim(config(*pivotal), {})
+    with pytest.raises(ConfigError, match="pivotal moves its parameters"):
+        run.check(config(*pivotal, "train.steps=20"))
+
+
 def test_folder_that_is_new_or_empty_is_free_and_any_other_is_not(tmp_path, config):
     RunFolder(tmp_path / "new").check(config())
     (tmp_path / "empty").mkdir()

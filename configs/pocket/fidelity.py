@@ -12,41 +12,24 @@ import json
 from pathlib import Path
 
 import numpy as np
+from compare import PLACES, draw
 
 from jaxbooth.config import load
 from jaxbooth.data.images import list_images, load_image
 from jaxbooth.evaluation import fidelity
 from jaxbooth.pocket import DEMO_SUBJECTS, DemoSubject
 from jaxbooth.prepare import prepare
-from jaxbooth.previews import write_images
 from jaxbooth.run import train_run
 from jaxbooth.trained import load_any
 
 CONFIG = Path(__file__).with_name("dreambooth.yaml")
-PLACES = (
-    "in the jungle",
-    "in a wheat field",
-    "with a blue house in the background",
-    "with a city in the background",
-    "with a mountain in the background",
-    "on top of pink fabric",
-    "floating on top of water",
-    "on the moon",
-)
 CLASS_PICTURES = 24
-OPTIONS = {"num_steps": 30, "guidance_scale": 3.0, "batch_size": 24}
-
-
-def pictures(sd, prompts: list[str], seed: int, folder: Path) -> np.ndarray:
-    images = sd.generate(prompts, seed=seed, **OPTIONS)
-    write_images(images, [folder / f"{index:02d}.png" for index in range(len(prompts))])
-    return np.uint8(np.round(images * 255))
 
 
 def measure(sd, subject: DemoSubject, base_class: np.ndarray, folder: Path) -> dict[str, float]:
     prompts = [f"a {subject.token} {subject.class_noun} {place}" for place in PLACES for _ in range(3)]
-    drawn = pictures(sd, prompts, 1, folder / "subject")
-    after = pictures(sd, [f"a {subject.class_noun}"] * CLASS_PICTURES, 2, folder / "class")
+    drawn = draw(sd, prompts, 1, folder / "subject")
+    after = draw(sd, [f"a {subject.class_noun}"] * CLASS_PICTURES, 2, folder / "class")
     photos = [np.asarray(load_image(path)) for path in list_images(subject.folder).images]
     return {
         "fidelity": fidelity.subject_fidelity(drawn, photos),
@@ -77,7 +60,7 @@ def main() -> None:
     rows: dict[object, list[dict]] = {"base": [], 0.0: [], 1.0: []}
     for subject in DEMO_SUBJECTS:
         folder = arguments.out / "base" / subject.name
-        base_class = pictures(base, [f"a {subject.class_noun}"] * CLASS_PICTURES, 2, folder / "class")
+        base_class = draw(base, [f"a {subject.class_noun}"] * CLASS_PICTURES, 2, folder / "class")
         rows["base"].append(measure(base, subject, base_class, folder))
         _print(subject.name, "base, untrained", rows["base"][-1])
         for weight in (0.0, 1.0):

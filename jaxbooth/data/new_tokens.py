@@ -82,6 +82,17 @@ def subject_text(family: ModelFamily, method: Method, subjects: Sequence[Subject
     return SubjectText(np.asarray(padded, np.int32), np.stack(ids), np.asarray(places, np.int32))
 
 
+def stacked(texts: Sequence[SubjectText]) -> SubjectText:
+    """The words of several models `[s, ...]`; initialisers of fewer tokens are padded with -1."""
+    longest = max(text.initializer_ids.shape[-1] for text in texts)
+    ids = [
+        np.pad(ids, [(0, 0)] * (ids.ndim - 1) + [(0, longest - ids.shape[-1])], constant_values=-1)
+        for ids in (text.initializer_ids for text in texts)
+    ]
+    rest = [text._replace(initializer_ids=padded) for text, padded in zip(texts, ids, strict=True)]
+    return SubjectText(*(np.stack(arrays) for arrays in zip(*rest, strict=True)))
+
+
 def _all(family: ModelFamily):
     return tokenizers(family.folder, len(family.text_encoders))
 

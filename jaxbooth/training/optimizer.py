@@ -56,6 +56,13 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("prodigy finds the step size itself and multiplies it by learning_rate: set it to 1")
         return self
 
+    @model_validator(mode="after")
+    def _moments_of_this_dtype(self) -> "OptimizerConfig":
+        """Nothing that is asked for is left undone without a word."""
+        if self.type in ("adafactor", "prodigy") and self.moment_dtype != "float32":
+            raise ValueError(f"{self.type} keeps what it keeps in float32; moment_dtype is of adamw and lion")
+        return self
+
     def schedule(self, steps: int, peak: float | None = None) -> optax.Schedule:
         """Learning rate by step: warm-up, then constant, or a half cosine or a line down to 0 at `steps`."""
         after, peak = max(1, steps - self.lr_warmup_steps), self.learning_rate if peak is None else peak

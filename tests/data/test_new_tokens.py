@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxbooth.data.new_tokens import check_new_tokens, new_tokens, subject_text
+from jaxbooth.data.new_tokens import check_new_tokens, new_tokens, stacked, subject_text
 from jaxbooth.data.subjects import SubjectConfig
 from jaxbooth.errors import ConfigError
 from jaxbooth.families import NewToken, tiny_family
@@ -118,3 +118,14 @@ def test_what_a_word_cannot_start_from_is_refused(method, noun, message):
 def test_a_word_that_starts_from_an_id_of_its_own_takes_the_concepts_in_order():
     text = subject_text(FAMILY, CustomDiffusion(), [subject(f"<{number}>") for number in range(4)])
     np.testing.assert_array_equal(text.initializer_ids[:, 0, 0], [42170, 47629, 43514, 42170])
+
+
+def test_words_of_several_models_stack_whatever_number_of_tokens_their_nouns_have():
+    method = TextualInversion()
+    texts = [subject_text(FAMILY, method, [subject("<a>", noun)]) for noun in ("dog", "stuffed animal")]
+    both = stacked(texts)
+    assert both.initializer_ids.tolist() == [[[[*ids_of("dog"), -1]]], [[ids_of("stuffed animal")]]]
+    for ours, theirs in zip(both, zip(*texts, strict=True), strict=True):
+        assert len(ours) == 2
+        if ours.shape[1:] == theirs[0].shape == theirs[1].shape:
+            np.testing.assert_array_equal(ours, np.stack(theirs))

@@ -8,6 +8,8 @@ suite prints the list; read it, and write it down.
 from dataclasses import dataclass
 from pathlib import Path
 
+from documented import documented_method
+
 from jaxbooth.methods import (
     CustomDiffusion,
     DreamBooth,
@@ -51,4 +53,5 @@ CASES = {
     "custom_diffusion": Case(CustomDiffusion()),
     "perfusion": Case(Perfusion(), learning_rate=1.0),
     "pivotal": Case(Pivotal(rank=4, targets="attn")),
+    "documented": Case(documented_method()()),
 }

@@ -187,6 +187,12 @@ def test_a_bfloat16_moment_costs_little_accuracy():
     assert 0 < np.abs(rounded[UNET_NAME] - exact[UNET_NAME]).max() < 0.01 * way
 
 
+@pytest.mark.parametrize("kind", ["adafactor", "prodigy"])
+def test_a_dtype_of_moments_is_refused_where_there_is_none_to_choose(kind):
+    with pytest.raises(ValidationError, match=f"{kind} keeps what it keeps in float32"):
+        OptimizerConfig(type=kind, learning_rate=1.0, moment_dtype="bfloat16")
+
+
 # ---- groups
 
 
