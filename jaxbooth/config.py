@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from jaxbooth.config_errors import explain
 from jaxbooth.data.datasets import DatasetConfig
-from jaxbooth.data.examples import DataConfig
+from jaxbooth.data.picture_views import DataConfig
 from jaxbooth.data.prior import PriorConfig
 from jaxbooth.data.subjects import SubjectConfig
 from jaxbooth.errors import ConfigError, list_problems

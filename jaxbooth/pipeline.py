@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -217,8 +218,12 @@ def generate(
     if sampler not in SAMPLERS:
         raise ConfigError(f"sampler {sampler} is not known. Samplers: {', '.join(SAMPLERS)}")
     zeros = sd.family.force_zeros_for_empty_prompt and not negative_prompt
-    program = _program(sd.family, sampler, num_steps, guidance_scale != 1.0, zeros, mesh)
-    graphdef, state = nnx.split(sd)
+    # What new words are called is the tokenizer's business: models that differ in it alone share a program.
+    nameless = replace(sd.family, new_tokens=())
+    program = _program(nameless, sampler, num_steps, guidance_scale != 1.0, zeros, mesh)
+    drawing = StableDiffusion(sd.unet, sd.vae, list(sd.text_encoders), nameless)
+    drawing.concepts = nnx.data(sd.concepts)
+    graphdef, state = nnx.split(drawing)
     numbers = np.arange(len(prompts)) if indices is None else np.asarray(indices)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), numbers)
     noise = np.asarray(_start_noise(keys, shape) if noise is None else noise, np.float32)

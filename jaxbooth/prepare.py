@@ -1,6 +1,6 @@
 """Everything that can be known about a run before any compute: read, checked, all problems told at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from jaxbooth.config import Config
 from jaxbooth.data.captions import CaptionedImage
 from jaxbooth.data.datasets import load_captioned
 from jaxbooth.data.new_tokens import check_new_tokens, new_tokens, stacked, subject_text
+from jaxbooth.data.picture_views import PictureViews
 from jaxbooth.data.prior import check_own_images
 from jaxbooth.data.prompts import CLASS_TEMPLATE, render, render_all
 from jaxbooth.data.subjects import Subject, SubjectConfig, load_subject
@@ -28,6 +29,7 @@ from jaxbooth.nn.key_locked import TextMetric
 from jaxbooth.pipeline import build, latent_shape, schedule_of, tokenizers
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.sharding import MeshConfig, check_rows, make_mesh
+from jaxbooth.training.pack import Terms, alike
 from jaxbooth.training.state import flatten, split_attached, trainable_tree
 from jaxbooth.types import SubjectText
 from jaxbooth.weights.hub import resolve
@@ -49,6 +51,7 @@ class Prepared:
     objective: Objective
     prompts: tuple[str, ...]
     class_prompts: tuple[str, ...]
+    own_terms: tuple[Terms, ...] = ()  # of each subject of a pack
 
     @property
     def groups(self) -> list[tuple[SubjectConfig, ...]]:
@@ -60,6 +63,16 @@ class Prepared:
     def names(self) -> list[str]:
         """What the subject axis holds."""
         return ["+".join(subject.name for subject in group) or "dataset" for group in self.groups]
+
+    @property
+    def learning(self) -> int:
+        """How many models learn; those behind them only fill a pack up."""
+        return sum(terms.steps > 0 for terms in self.terms)
+
+    @property
+    def terms(self) -> tuple[Terms, ...]:
+        """Seed, steps and learning rate of each subject."""
+        return self.own_terms or alike(len(self.names), self.config.train.seed, self.config.train.steps)
 
     def new_tokens(self, group: int = 0) -> tuple[NewToken, ...]:
         """The words that one model learns."""
@@ -85,9 +98,24 @@ class Prepared:
         """The class prompt of a subject."""
         return render(self.config.prior.prompt or CLASS_TEMPLATE, None, subject.class_noun)
 
-    def instance_images(self) -> list[list[CaptionedImage]]:
+    def instance_images(self) -> list[Sequence[CaptionedImage]]:
         """Captioned pictures of each subject, or of the data set."""
-        return [list(subject.images) for subject in self.subjects] or [self.dataset]
+        return [subject.images for subject in self.subjects] or [self.dataset]
+
+    def views(
+        self, images: list[Sequence[CaptionedImage]], seeds: Sequence[int], size_augmentation: int = 0
+    ) -> list[PictureViews]:
+        """Each subject's (or the data set's) pictures as they will be cut, by a seed for each."""
+        factor = 2 ** (len(self.family.vae.block_out_channels) - 1)
+        return [
+            PictureViews(part, self.config.data, self.resolution, seed, factor, size_augmentation)
+            for part, seed in zip(images, seeds, strict=True)
+        ]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each subject (or of the data set), whether they share a model or not."""
+        return [terms.seed for terms in self.terms] * (len(self.subjects) if self.config.train.joint else 1)
 
     def by_model(self, items: list) -> list[list]:
         """Items that there is one of for each subject (or the data set), gathered for each model."""
@@ -116,8 +144,19 @@ class Problems:
             raise type(self.errors[0])("\n".join(str(error) for error in self.errors))
 
 
-def prepare(config: Config, devices: list[jax.Device] | None = None) -> Prepared:
-    """Reads and checks base, pictures, prompts, mesh and run folder; `devices` are those of the mesh, default all.
+def prepare(
+    config: Config,
+    devices: list[jax.Device] | None = None,
+    subjects: Sequence[Subject] | None = None,
+    terms: tuple[Terms, ...] = (),
+) -> Prepared:
+    """Reads and checks base, pictures, prompts, mesh and run folder.
+
+    Args:
+        config: What is to be run.
+        devices: Those of the mesh; default: all.
+        subjects: The configuration's subjects, if they were loaded already.
+        terms: Of each subject, for a pack of subjects that are learned side by side.
 
     Raises:
         JaxboothError: every problem found, in one message; nothing was written.
@@ -126,7 +165,8 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Prepared
     problems.run(run.check, config)
     problems.run(run.check_writable)
     templates = config.method.caption_templates
-    subjects = [problems.run(load_subject, s, Path(), templates, config.data.mask) for s in config.subjects]
+    if subjects is None:
+        subjects = [problems.run(load_subject, s, Path(), templates, config.data.mask) for s in config.subjects]
     dataset = problems.run(load_captioned, config.dataset) if config.dataset is not None else None
     mesh = problems.run(make_mesh, config.mesh, devices)
     commit = config.base.revision or problems.run(run.recorded_commit)
@@ -135,7 +175,9 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Prepared
     if family is not None:
         problems.run(check_weight_files, family, base)
         if problems.run(tokenizers, family.folder, len(family.text_encoders)) is not None:
-            problems.run(check_new_tokens, family, config.method, config.subjects)
+            # Subjects of a pack have a vocabulary each, those that are learned together share one.
+            for group in [config.subjects] if config.train.joint else [(subject,) for subject in config.subjects]:
+                problems.run(check_new_tokens, family, config.method, group)
     objective = problems.run(make_objective, config, family) if family is not None else None
     if objective is not None:
         problems.run(_check_sampling, config, objective.schedule)
@@ -150,11 +192,11 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Prepared
         accumulation = config.train.gradient_accumulation_steps
         models = 1 if config.train.joint else max(1, len(config.subjects))
         problems.run(check_rows, mesh, models, rows, accumulation)
-    if len(config.subjects) > 1 and not config.train.joint:
+    if len(config.subjects) > 1 and not config.train.joint and not terms:
         problems.run(_check_subject_count, config)
     problems.raise_all()
     prepared = Prepared(
-        config, run, mesh, base, family, tuple(subjects), dataset, resolution, objective, prompts, class_prompts
+        config, run, mesh, base, family, tuple(subjects), dataset, resolution, objective, prompts, class_prompts, terms
     )
     prepared.texts()  # an initialiser may be unknown to the tokenizer
     parameter_table(prepared)  # a target may match nothing
@@ -220,7 +262,7 @@ def _check_sampling(config: Config, schedule: NoiseSchedule) -> None:
 def _check_subject_count(config: Config) -> None:
     raise MethodError(
         f"{len(config.subjects)} subjects are given, and a run learns one. Run it once for each (subjects.0.name=... "
-        "run_dir=...), or set train.joint=true to learn all of them in one model."
+        "run_dir=...), `jaxbooth fleet run` for many, or set train.joint=true to learn all of them in one model."
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -12,6 +12,8 @@ from jaxbooth.data.batches import BatchStream
 from jaxbooth.data.captions import CaptionedImage
 from jaxbooth.data.collage import collage_images
 from jaxbooth.data.examples import Examples, encode_examples, joined
+from jaxbooth.data.moments import encode_moments
+from jaxbooth.data.picture_views import PictureViews
 from jaxbooth.data.prior import ensure_prior
 from jaxbooth.data.prompts import render
 from jaxbooth.errors import ConfigError
@@ -22,6 +24,7 @@ from jaxbooth.run_folder import versions
 from jaxbooth.trained import TrainedRun, abstract, fingerprint, load_base, optimizer, start
 from jaxbooth.training.checkpoint import CheckpointStore
 from jaxbooth.training.loop import LoopConfig, train
+from jaxbooth.training.pack import pack_arrays
 from jaxbooth.training.state import Split, TrainState
 from jaxbooth.training.step import make_train_step
 from jaxbooth.weights.digest import base_digest, component_digest
@@ -45,25 +48,7 @@ def train_run(prepared: Prepared) -> StableDiffusion:
     sd = load_base(config, prepared.base, mesh)
     stream = make_stream(prepared, sd, digest)
     draw_samples(prepared, sd, run.samples / "before")
-    split, state = start(prepared, sd)
-    step = partial(_step_with_base, compile_step(prepared, split, state), split.base)
-    with CheckpointStore(
-        run.checkpoints, keep=config.checkpoint.keep, fingerprint=fingerprint(prepared, digest)
-    ) as store:
-        restored = store.restore_newest(abstract(state, mesh))
-        if restored is not None:
-            state = restored[1]
-            log.info("going on from step %d", int(state.step))
-            if int(state.step) < config.train.steps:
-                run.set_aside_results()
-        state = train(
-            LoopConfig(config.train.steps, config.train.log_every_steps, config.checkpoint.save_every_steps),
-            state, step, stream.device_batch, store, run.path, prepared.names,
-            config.optimizer.schedule(config.train.steps),
-        )  # fmt: skip
-    # Two thirds of a full-weight method's state, and of no use any more.
-    state = replace(state, opt_state=())
-    trained = TrainedRun(prepared, sd, split, state, digest)
+    trained = fit(prepared, sd, stream, digest)
     draw_samples(prepared, trained.to_sample(), run.samples / "after")
     if jax.process_index() == 0:
         draw_contact_sheet(prepared)
@@ -72,39 +57,67 @@ def train_run(prepared: Prepared) -> StableDiffusion:
     return trained.to_sample()
 
 
+def fit(
+    prepared: Prepared, sd: StableDiffusion, stream: BatchStream, digest: str, step_file: Path | None = None
+) -> TrainedRun:
+    """Takes the steps that are missing and saves on the way.
+
+    Raises:
+        Preempted: the run was asked to stop and has saved.
+        JaxboothError: training broke down, or a checkpoint cannot be used.
+    """
+    config, run = prepared.config, prepared.run
+    split, state = start(prepared, sd)
+    step = compile_step(prepared, split, state)
+    steps, saving = max(terms.steps for terms in prepared.terms), config.checkpoint
+    with CheckpointStore(run.checkpoints, keep=saving.keep, fingerprint=fingerprint(prepared, digest)) as store:
+        restored = store.restore_newest(abstract(state, prepared.mesh))
+        if restored is not None:
+            state = restored[1]
+            log.info("going on from step %d", int(state.step))
+            if int(state.step) < steps:
+                run.set_aside_results()
+        state = train(
+            LoopConfig(steps, config.train.log_every_steps, saving.save_every_steps, step_file),
+            state, step, stream.device_batch, store, run.path, prepared.names[: prepared.learning],
+            config.optimizer.schedule(config.train.steps),
+        )  # fmt: skip
+    # The optimiser's part is two thirds of a full-weight method's state, and of no use any more.
+    return TrainedRun(prepared, sd, split, replace(state, opt_state=()), digest)
+
+
 def make_stream(prepared: Prepared, sd: StableDiffusion, digest: str) -> BatchStream:
     """Draws missing prior pictures, encodes everything once, and gives the batches."""
     config, mesh = prepared.config, prepared.mesh
-    vae_digest = component_digest(prepared.base / "vae")
-
-    def encode(images: list[CaptionedImage], group: int, size_augmentation: int = 0) -> Examples:
-        return encode_examples(
-            sd, images, config.data, prepared.resolution, seed=config.train.seed, mesh=mesh, vae_digest=vae_digest,
-            trains_text_encoder=config.method.trains_text_encoder, new_tokens=prepared.new_tokens(group),
-            size_augmentation=size_augmentation,
-        )  # fmt: skip
-
-    def of_models(images: list[list[CaptionedImage]], size_augmentation: int = 0) -> list[Examples]:
-        models = enumerate(prepared.by_model(images))
-        return [joined([encode(part, group, size_augmentation) for part in parts]) for group, parts in models]
-
     augmentation = config.method.size_augmented_views
-    collages = draw_collages(prepared) if config.train.collage_share else None
+    instance = prepared.views(prepared.instance_images(), prepared.seeds, augmentation)
     if not prepared.uses_prior:
         prior = None
     elif config.prior.by_prediction:
-        prior = of_models(class_captioned(prepared), augmentation)
+        prior = prepared.views(class_captioned(prepared), prepared.seeds, augmentation)
     else:
-        prior = of_models(prior_images(prepared, sd, digest))
+        # Cut by the seed that they were drawn with: subjects of one class share them.
+        prior = prepared.views(prior_images(prepared, sd, digest), [config.prior.seed] * len(prepared.subjects))
+    collages = prepared.views([draw_collages(prepared)], [config.train.seed]) if config.train.collage_share else None
+    options = {"mesh": mesh, "vae_digest": component_digest(prepared.base / "vae")}
+    # The pictures of all subjects go through the VAE together; each finds its own in the cache.
+    encode_moments(sd, [*instance, *(prior or ()), *(collages or ())], **options)
+    of_views = cache(partial(encode_examples, sd, trains_text_encoder=config.method.trains_text_encoder, **options))
+
+    def of_models(views: list[PictureViews]) -> list[Examples]:
+        models = enumerate(prepared.by_model(views))
+        return [joined([of_views(part, new_tokens=prepared.new_tokens(i)) for part in parts]) for i, parts in models]
+
     return BatchStream(
-        instance=of_models(prepared.instance_images(), augmentation),
-        prior=prior,
+        instance=of_models(instance),
+        prior=None if prior is None else of_models(prior),
         batch_size=config.train.batch_size,
         prior_weight=config.prior.loss_weight,
         seed=config.train.seed,
         mesh=mesh,
         caption_dropout=config.data.caption_dropout,
-        collages=None if collages is None else [encode(collages, 0)],
+        identities=[(terms.seed, terms.number) for terms in prepared.terms],
+        collages=None if collages is None else of_models(collages),
         collage_share=config.train.collage_share,
     )
 
@@ -116,36 +129,34 @@ def draw_collages(prepared: Prepared) -> list[CaptionedImage]:
     return collage_images(images, phrases, COLLAGES, prepared.resolution, prepared.config.train.seed)
 
 
-def class_captioned(prepared: Prepared) -> list[list[CaptionedImage]]:
+def class_captioned(prepared: Prepared) -> list[tuple[CaptionedImage, ...]]:
     """Each subject's own pictures under the class prompt: the rows of a prior by prediction."""
     return [
-        [replace(image, caption=prepared.prior_prompt(subject), more_captions=()) for image in subject.images]
+        tuple(replace(image, caption=prepared.prior_prompt(subject), more_captions=()) for image in subject.images)
         for subject in prepared.subjects
     ]
 
 
-def prior_images(prepared: Prepared, sd: StableDiffusion, digest: str) -> list[list[CaptionedImage]]:
-    """Each subject's class pictures with the class prompt as caption; missing ones are drawn first."""
-    images = []
-    for subject in prepared.subjects:
-        prompt = prepared.prior_prompt(subject)
+def prior_images(prepared: Prepared, sd: StableDiffusion, digest: str) -> list[tuple[CaptionedImage, ...]]:
+    """Each subject's class pictures with the class prompt as caption; missing ones are drawn first, once a class."""
+
+    @cache
+    def of_class(prompt: str) -> tuple[CaptionedImage, ...]:
         paths = ensure_prior(sd, prepared.config.prior, prompt, digest, prepared.resolution, prepared.mesh)
-        images.append([CaptionedImage(path, prompt, path.name) for path in paths])
-    return images
+        return tuple(CaptionedImage(path, prompt, path.name) for path in paths)
+
+    return [of_class(prepared.prior_prompt(subject)) for subject in prepared.subjects]
 
 
 def compile_step(prepared: Prepared, split: Split, state: TrainState):
-    """The jitted `(state, base, batch) -> (state, metrics)`."""
+    """The jitted `(state, batch) -> (state, metrics)`."""
     config = prepared.config
-    return make_train_step(
+    step = make_train_step(
         config.method, split, optimizer(config), prepared.objective, prepared.mesh, state,
-        seed=config.train.seed, accumulation=config.train.gradient_accumulation_steps,
-        ema_decay=config.train.ema_decay,
+        accumulation=config.train.gradient_accumulation_steps, ema_decay=config.train.ema_decay,
     )  # fmt: skip
-
-
-def _step_with_base(step, base, state, batch):
-    return step(state, base, batch)
+    pack = pack_arrays(prepared.terms, prepared.mesh)
+    return lambda state, batch: step(state, split.base, batch, pack)
 
 
 def draw_prior(config: Config) -> list[Path]:

@@ -156,7 +156,7 @@ def _differences(there: Config, here: Config) -> list[str]:
         if any(key == free or key.startswith(free + ".") for free in FREE) or old.get(key) == new.get(key):
             continue
         if key == "train.steps" and here.train.steps > there.train.steps:
-            walked = _planned_over_all_steps(here)
+            walked = planned_over_all_steps(here)
             if walked is None:
                 continue  # a longer run of the same plan
             problems.append(f"train.steps: {old[key]} -> {new[key]} would change {walked} already walked")
@@ -165,7 +165,7 @@ def _differences(there: Config, here: Config) -> list[str]:
     return problems
 
 
-def _planned_over_all_steps(config: Config) -> str | None:
+def planned_over_all_steps(config: Config) -> str | None:
     """What of a plan depends on its length; None where a longer one begins as the shorter one did."""
     if config.optimizer.lr_scheduler != "constant":
         return f"the {config.optimizer.lr_scheduler} schedule that was"

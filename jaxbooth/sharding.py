@@ -100,6 +100,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("subject", ROWS))
 
 
+def subject_sharding(mesh: Mesh) -> NamedSharding:
+    """Layout of an array with one entry for each subject: `terms[S_subject, ...]`."""
+    return NamedSharding(mesh, P("subject"))
+
+
 def rows_sharding(mesh: Mesh) -> NamedSharding:
     """Layout of rows without subject axis, spread over the whole mesh (encoding and sampling)."""
     return NamedSharding(mesh, P(AXES))

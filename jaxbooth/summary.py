@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from jaxbooth.config import dump
-from jaxbooth.data.examples import cache_folder
+from jaxbooth.data.picture_views import cache_folder
 from jaxbooth.data.prompts import check_token
 from jaxbooth.pipeline import tokenize, tokenizers
 from jaxbooth.prepare import Prepared, parameter_table

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Bool, Float, Int
 
-from jaxbooth.data.examples import cache_folder
+from jaxbooth.data.picture_views import cache_folder
 from jaxbooth.export.perfusion import load_perfusion
 from jaxbooth.merging.captions import captions
 from jaxbooth.merging.covariance import (

@@ -125,10 +125,7 @@ def start(prepared: Prepared, sd: StableDiffusion) -> tuple[Split, TrainState]:
     ema = config.train.ema_decay is not None
     if config.method.type == "perfusion":
         sd.concepts = nnx.data(text_metric(sd, prepared.base, config.method.covariance_captions))
-    return init_state(
-        config.method, sd, len(prepared.names), optimizer(config), config.train.seed, prepared.mesh, ema,
-        prepared.texts(),
-    )  # fmt: skip
+    return init_state(config.method, sd, prepared.terms, optimizer(config), prepared.mesh, ema, prepared.texts())
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

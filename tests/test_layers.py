@@ -17,12 +17,12 @@ LAYERS = (
     {"training"},
     {"evaluation", "export", "merging", "fleet", "planning", "report"},
     {"config", "config_errors", "strict_yaml"},
-    {"run_folder", "prepare", "summary", "previews", "text_metric", "trained", "merge", "run"},
-    {"cli", "__init__"},
+    {"run_folder", "prepare", "summary", "previews", "text_metric", "trained", "merge", "run", "pack_run", "fleet_run"},
+    {"cli", "cli_fleet", "__init__"},
     {"__main__"},
 )
 # Rooms of one layer that may know each other.
-NEIGHBOURS = {"export", "merging", "config", "config_errors", "strict_yaml", "cli", *LAYERS[10]}
+NEIGHBOURS = {"export", "merging", "config", "config_errors", "strict_yaml", "cli", "cli_fleet", *LAYERS[10]}
 STRANGERS = {"nn", "diffusion", "sharding", "pocket"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

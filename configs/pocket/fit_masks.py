@@ -68,9 +68,10 @@ def fit(photo: np.ndarray, candidates: list[Sprite]) -> tuple[float, Image.Image
         key=lambda item: item[0][0],
     )  # fmt: skip
     sprite, longest = found[1], max(found[2].size)
+    sizes = range(max(30, longest - 8), min(50, longest + 3) + 1)
     error, top, left, posed = min(
         ((*best_offset(photo, posed), posed)
-         for posed in poses(sprite.image, range(max(30, longest - 8), min(50, longest + 3) + 1), np.arange(-8, 8.25, 0.5))),
+         for posed in poses(sprite.image, sizes, np.arange(-8, 8.25, 0.5))),
         key=lambda item: item[0],
     )  # fmt: skip
     mask = Image.new("L", (SIZE, SIZE), 0)

@@ -55,6 +55,7 @@ class BatchStream:
     seed: int
     mesh: Mesh
     caption_dropout: float = 0.0
+    identities: Sequence[tuple[int, int]] = ()  # seed and number of each subject; () = `seed` and their places
     collages: Sequence[Examples] | None = None  # of subjects learned together; take the place of instance rows
     collage_share: float = 0.0
 
@@ -71,6 +72,10 @@ class BatchStream:
     def device_batch(self, step: int) -> Batch:
         """The batch of one step on the mesh: subjects over `subject`, rows over `data` and `fsdp`."""
         return jax.tree.map(lambda leaf: put(leaf, batch_sharding(self.mesh)), self.host_batch(step))
+
+    def _identity(self, subject: int) -> tuple[int, int]:
+        """What a subject's draws are a function of, beside the step."""
+        return tuple(self.identities[subject]) if self.identities else (self.seed, subject)
 
     def _subject_batch(self, step: int, subject: int) -> Batch:
         size = self.batch_size
@@ -92,7 +97,8 @@ class BatchStream:
         if self.collages is None:
             return rows
         other = self._rows(self.collages[subject], step, subject, COLLAGE)
-        chance = np.random.default_rng([self.seed, COLLAGE_STREAM, subject, step]).random(self.batch_size)
+        seed, number = self._identity(subject)
+        chance = np.random.default_rng([seed, COLLAGE_STREAM, number, step]).random(self.batch_size)
         taken = chance < self.collage_share
         return jax.tree.map(lambda a, b: np.where(taken.reshape(-1, *(1,) * (a.ndim - 1)), b, a), rows, other)
 
@@ -103,13 +109,13 @@ class BatchStream:
         return any(examples.masks is not None for group in groups for examples in group)
 
     def _rows(self, examples: Examples, step: int, subject: int, kind: int):
-        first, rows = step * self.batch_size, self.batch_size
-        views = drawn_views(self.seed, subject, kind, first, rows, len(examples), examples.parts)
+        (seed, number), first, rows = self._identity(subject), step * self.batch_size, self.batch_size
+        views = drawn_views(seed, number, kind, first, rows, len(examples), examples.parts)
         choices = examples.text_index.shape[1]
-        choice = np.random.default_rng([self.seed, CAPTION_STREAM, subject, kind, step]).integers(choices, size=rows)
+        choice = np.random.default_rng([seed, CAPTION_STREAM, number, kind, step]).integers(choices, size=rows)
         index = examples.text_index[views, choice]
         if self.caption_dropout and kind == INSTANCE:
-            chance = np.random.default_rng([self.seed, DROPOUT_STREAM, subject, step]).random(len(views))
+            chance = np.random.default_rng([seed, DROPOUT_STREAM, number, step]).random(len(views))
             empty = len(jax.tree.leaves(examples.text)[0]) - 1
             index = np.where(chance < self.caption_dropout, empty, index)
         text = jax.tree.map(lambda array: array[index], examples.text)

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from jaxbooth.data.examples import cache_folder
 from jaxbooth.data.folders import missing_folder
 from jaxbooth.data.images import check_images, list_images
+from jaxbooth.data.picture_views import cache_folder
 from jaxbooth.errors import DataError, list_problems
 from jaxbooth.pipeline import StableDiffusion
 

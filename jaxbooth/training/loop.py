@@ -1,10 +1,10 @@
 """The only loop. Its order is stated beside each call."""
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import jax
@@ -19,6 +19,14 @@ from jaxbooth.training.state import TrainState
 log = logging.getLogger(__name__)
 
 
+class BrokeDown(JaxboothError):
+    """No subject is left that can go on; `steps` tells when each one's loss or gradient was not finite."""
+
+    def __init__(self, message: str, steps: dict[str, int]):
+        super().__init__(message)
+        self.steps = steps
+
+
 @dataclass(frozen=True)
 class LoopConfig:
     """When the loop does what, in steps."""
@@ -26,6 +34,7 @@ class LoopConfig:
     steps: int
     log_every_steps: int
     save_every_steps: int
+    step_file: Path | None = None  # changes with every step, for whoever watches the process
 
 
 def train(
@@ -42,7 +51,7 @@ def train(
 
     Raises:
         Preempted: SIGTERM or Ctrl-C arrived; the state is saved.
-        JaxboothError: a loss is not finite; names step and subject. The checkpoint before it stays.
+        BrokeDown: training broke down for every subject; names step and subject. The checkpoint before it stays.
     """
     lead, start = jax.process_index() == 0, int(state.step)
     if start >= config.steps:
@@ -71,6 +80,8 @@ def train(
                 if saving:
                     store.save(step, state)
                 progress.update(step, loss)
+                if config.step_file is not None:
+                    config.step_file.write_text(f"step {step}\n")
                 if stop and not last:
                     store.close()
                     raise Preempted(f"stopped at step {step}; it is saved. Run the same command again to go on.")
@@ -86,28 +97,29 @@ def readable(metrics: dict, subject_names: list[str], step: int) -> dict[str, fl
     """Per-subject arrays as means over subjects, and each subject's own loss when there are several.
 
     Raises:
-        JaxboothError: a value is not finite.
+        BrokeDown: every subject's loss or gradient was not finite, now or before.
     """
+    # What comes behind the subjects only fills the program up.
     host = {
-        name: np.asarray(value.addressable_data(0) if hasattr(value, "addressable_data") else value)
+        name: np.asarray(value.addressable_data(0) if hasattr(value, "addressable_data") else value)[
+            : len(subject_names)
+        ]
         for name, value in metrics.items()
     }
-    bad = [
-        f"{subject}: {name} is {value[index]}"
-        for name, value in host.items()
-        for index, subject in enumerate(subject_names[: len(value)])
-        if not math.isfinite(value[index])
-    ]
-    if bad:
+    broken = {name: -int(end) for name, end in zip(subject_names, host.pop("ended"), strict=False) if end < 0}
+    if len(broken) == len(subject_names):
+        lines = [f"{name}: loss or gradient is not finite at step {when}" for name, when in broken.items()]
         advice = "Lower optimizer.learning_rate; the last checkpoint before this step is kept."
-        raise JaxboothError(list_problems(f"training broke down at step {step}:", bad, advice))
+        raise BrokeDown(list_problems("training broke down:", lines, advice), broken)
+    # A subject that broke down stands still; its neighbours' means leave it out.
+    whole = [name not in broken for name in subject_names]
+    names, host = list(compress(subject_names, whole)), {name: value[whole] for name, value in host.items()}
     rows = host.pop("loss/prior_rows")
     host["loss/prior"] = host.pop("loss/prior_sum") / np.maximum(rows, 1)
     if not rows.any():
         host.pop("loss/prior")
     values = {name: float(value.mean()) for name, value in host.items()}
     if len(subject_names) > 1:
-        values |= {
-            f"subject/{name}/loss": float(value) for name, value in zip(subject_names, host["loss/total"], strict=False)
-        }
+        values |= {f"subject/{name}/loss": float(loss) for name, loss in zip(names, host["loss/total"], strict=True)}
+        values |= {f"subject/{name}/broke_down_at": when for name, when in broken.items()}
     return values

@@ -1,7 +1,7 @@
 """What changes during training, and how a model is split into it and the frozen rest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxbooth.methods.base import Method
 from jaxbooth.nn.surgery import Statistic
 from jaxbooth.pipeline import StableDiffusion
 from jaxbooth.sharding import adapter_sharding, log_replicated, replicated
+from jaxbooth.training.pack import Terms, key_data
 from jaxbooth.types import SubjectText
 
 Flat = dict[str, Array]
@@ -33,6 +34,7 @@ class TrainState:
     adapter: Flat  # {"unet.mid_block.resnets.0.conv1.kernel": [s, h, w, in, out]}, fp32
     opt_state: optax.OptState
     ema: Flat | None
+    ended: Int[Array, " s"]  # 0 while a subject moves; n: stopped early after step n; -n: step n was not finite
     statistics: Flat = field(default_factory=dict)  # each subject's own, without gradients; most methods have none
 
 
@@ -84,7 +86,7 @@ def split_attached(
 
 
 def init_state(
-    method: Method, sd: StableDiffusion, subjects: int, tx: optax.GradientTransformation, seed: int, mesh: Mesh,
+    method: Method, sd: StableDiffusion, terms: Sequence[Terms], tx: optax.GradientTransformation, mesh: Mesh,
     ema: bool = False, texts: SubjectText | None = None,
 ) -> tuple[Split, TrainState]:  # fmt: skip
     """Attaches the method for each subject and makes its optimiser state, laid out on the mesh.
@@ -92,7 +94,7 @@ def init_state(
     The arrays of `sd` that train are donated: for a full fine-tune the model exists once, not twice.
 
     Args:
-        subjects: Length of the subject axis.
+        terms: Of each subject; their number is the length of the subject axis.
         ema: Whether averaged weights are kept.
         texts: Each subject's words `[s, ...]`, for methods with new tokens.
 
@@ -101,7 +103,8 @@ def init_state(
     """
     graphdef0, state0 = nnx.split(trainable_tree(method, sd))
     plain = flatten(state0)
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(subjects))
+    numbers = jnp.asarray([one.number for one in terms])
+    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(key_data(terms))), numbers)
 
     def attached(plain, key, text):
         return split_attached(method, nnx.merge(graphdef0, unflatten(plain)), key, text)
@@ -122,6 +125,7 @@ def init_state(
             adapter=adapter,
             opt_state=jax.vmap(tx.init)(adapter),
             ema=jax.tree.map(jnp.copy, adapter) if ema else None,
+            ended=jnp.zeros(len(terms), jnp.int32),
             statistics=statistics,
         )
 

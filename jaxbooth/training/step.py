@@ -11,16 +11,17 @@ from jax.sharding import Mesh
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.methods.base import Method
 from jaxbooth.nn.surgery import Statistic, set_strength
-from jaxbooth.sharding import batch_sharding, parameter_sharding, replicated
+from jaxbooth.sharding import batch_sharding, parameter_sharding, replicated, subject_sharding
+from jaxbooth.training.pack import Pack
 from jaxbooth.training.state import Flat, Split, TrainState, flatten, state_shardings
 from jaxbooth.types import Batch, PRNGKey
 
 NOISE_STREAM = 1  # of `row_keys`; data order draws from streams of its own (data/batches.py)
 
 
-def row_keys(seed: int, step, subject, rows) -> PRNGKey:
-    """One key for each row: a function of seed, stream, step, subject and row, on any mesh and number of hosts."""
-    key = jax.random.fold_in(jax.random.key(seed), NOISE_STREAM)
+def row_keys(key: PRNGKey, step, subject, rows) -> PRNGKey:
+    """One key for each row: a function of the seed's key, stream, step, subject and row, on any mesh and hosts."""
+    key = jax.random.fold_in(key, NOISE_STREAM)
     key = jax.random.fold_in(jax.random.fold_in(key, step), subject)
     return jax.vmap(partial(jax.random.fold_in, key))(rows)
 
@@ -33,11 +34,13 @@ def make_train_step(
     mesh: Mesh,
     state: TrainState,
     *,
-    seed: int,
     accumulation: int = 1,
     ema_decay: float | None = None,
 ):
-    """Builds `(state, base, batch) -> (state, metrics)` for every subject at once; `state` is donated.
+    """Builds `(state, base, batch, pack) -> (state, metrics)` for every subject at once; `state` is donated.
+
+    A subject moves until its number of steps is reached, or until a loss or gradient of its own is not finite: then it
+    keeps what it had before that step, and its neighbours never see it.
 
     Args:
         state: Gives shapes and layout only.
@@ -78,34 +81,40 @@ def make_train_step(
 
         return jax.lax.scan(add, (zeros, statistics), micro)[0]
 
-    def one_subject(adapter, opt_state, ema, statistics, subject, batch, base, step):
-        keys = row_keys(seed, step, subject, batch.rows)
-        (grads, metrics), statistics = accumulated(adapter, statistics, base, batch, keys)
-        updates, opt_state = tx.update(grads, opt_state, adapter)
-        adapter = optax.apply_updates(adapter, updates)
+    def one_subject(adapter, opt_state, ema, statistics, ended, terms: Pack, batch, base, step):
+        keys = row_keys(jax.random.wrap_key_data(terms.key_data), step, terms.numbers, batch.rows)
+        (grads, metrics), learned = accumulated(adapter, statistics, base, batch, keys)
+        updates, moments = tx.update(grads, opt_state, adapter)
+        updates = jax.tree.map(lambda update: terms.learning_rates * update, updates)
+        moved, mean = optax.apply_updates(adapter, updates), None
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
-            ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, adapter)
-        return (adapter, opt_state, ema, statistics), metrics | {"grad_norm": optax.tree.norm(grads)}
+            mean = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, moved)
+        norm = optax.tree.norm(grads)
+        moves = (ended == 0) & (step < terms.steps)
+        finite = jnp.isfinite(metrics["loss/total"]) & jnp.isfinite(norm)
+        before, after = (adapter, opt_state, ema, statistics), (moved, moments, mean, learned)
+        kept = jax.tree.map(lambda new, old: jnp.where(moves & finite, new, old), after, before)
+        ended = jnp.where(moves & ~finite, -(step + 1), ended)
+        return (*kept, ended), metrics | {"grad_norm": norm, "ended": ended}
 
-    def train_step(state: TrainState, base: Flat, batch: Batch):
-        subjects = batch.weights.shape[0]
-        mapped = (state.adapter, state.opt_state, state.ema, state.statistics, jnp.arange(subjects), batch)
-        if subjects == 1:
+    def train_step(state: TrainState, base: Flat, batch: Batch, pack: Pack):
+        mapped = (state.adapter, state.opt_state, state.ema, state.statistics, state.ended, pack, batch)
+        if batch.weights.shape[0] == 1:
             # vmap would turn every convolution into a grouped one; with one subject there is nothing to map.
             results = one_subject(*jax.tree.map(lambda x: x[0], mapped), base, state.step)
             results = jax.tree.map(lambda x: x[None], results)
         else:
-            over = jax.vmap(one_subject, in_axes=(0, 0, 0, 0, 0, 0, None, None), spmd_axis_name="subject")
+            over = jax.vmap(one_subject, in_axes=(0,) * len(mapped) + (None, None), spmd_axis_name="subject")
             results = over(*mapped, base, state.step)
-        (adapter, opt_state, ema, statistics), metrics = results
-        return TrainState(state.step + 1, adapter, opt_state, ema, statistics), metrics
+        (adapter, opt_state, ema, statistics, ended), metrics = results
+        return TrainState(state.step + 1, adapter, opt_state, ema, ended, statistics), metrics
 
     layout = state_shardings(state, mesh)
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(layout, None, batch_sharding(mesh)),
+        in_shardings=(layout, None, batch_sharding(mesh), subject_sharding(mesh)),
         out_shardings=(layout, replicated(mesh)),
     )
 

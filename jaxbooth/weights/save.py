@@ -71,9 +71,10 @@ def torch_tensors(module: nnx.Module, table: list[Entry], dtype: str | None) -> 
     return {e.torch_key: e.layout.to_torch(on_host(values[e.path][...], dtype)) for e in table}
 
 
-def on_host(array: jax.Array, dtype: str | None = None) -> np.ndarray:
+def on_host(array: jax.Array | np.ndarray, dtype: str | None = None) -> np.ndarray:
     """The whole of an array, in a dtype or as it is; on several processes all must call it."""
-    whole = array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
+    is_here = not isinstance(array, jax.Array) or array.is_fully_addressable
+    whole = array if is_here else multihost_utils.process_allgather(array, tiled=True)
     host = np.asarray(whole)
     return np.ascontiguousarray(host if dtype is None else host.astype(dtype))
 

@@ -6,9 +6,12 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from jaxbooth.data import examples as examples_module
+from jaxbooth.data import moments as moments_module
+from jaxbooth.data import picture_views
 from jaxbooth.data.captions import CaptionedImage
-from jaxbooth.data.examples import DataConfig, encode_examples, encode_text
+from jaxbooth.data.examples import encode_examples, encode_text
+from jaxbooth.data.moments import encode_moments
+from jaxbooth.data.picture_views import DataConfig, PictureViews
 from jaxbooth.sharding import MeshConfig, make_mesh
 from jaxbooth.weights.digest import base_digest, component_digest
 
@@ -27,10 +30,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def encoded(monkeypatch):
     """Numbers of pictures that went through the VAE, by call."""
-    calls, put = [], examples_module.put
-    monkeypatch.setattr(
-        examples_module, "put", lambda array, sharding: calls.append(len(array)) or put(array, sharding)
-    )
+    calls, put = [], moments_module.put
+    monkeypatch.setattr(moments_module, "put", lambda array, sharding: calls.append(len(array)) or put(array, sharding))
     return calls
 
 
@@ -50,16 +51,8 @@ def captioned(folder):
 
 
 def encode(sd, images, mesh, config=None, resolution=16, vae_digest="a vae", trains_text_encoder=True, seed=0):
-    return encode_examples(
-        sd,
-        images,
-        config or DataConfig(),
-        resolution,
-        seed=seed,
-        mesh=mesh,
-        vae_digest=vae_digest,
-        trains_text_encoder=trains_text_encoder,
-    )
+    views = PictureViews(tuple(images), config or DataConfig(), resolution, seed, factor=2)
+    return encode_examples(sd, views, mesh=mesh, vae_digest=vae_digest, trains_text_encoder=trains_text_encoder)
 
 
 def test_moments_are_the_vae_s_of_each_view(twin, mesh, photos, cache):
@@ -111,12 +104,12 @@ def test_moments_are_made_anew_when_what_they_stand_for_changes(twin, mesh, phot
 
 
 def test_pictures_are_encoded_in_full_calls_and_in_order(twin, mesh, tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(examples_module, "ENCODE_ROWS", 1)  # 8 devices: calls of 8 pictures
+    monkeypatch.setattr(moments_module, "ENCODE_ROWS", 1)  # 8 devices: calls of 8 pictures
     for number in range(11):
         Image.new("RGB", (16, 16), (20 * number, 0, 255 - 20 * number)).save(tmp_path / f"{number:02d}.png")
     images = [CaptionedImage(path, "", path.name) for path in sorted(tmp_path.glob("*.png"))]
     examples = encode(twin("sd1"), images, mesh)
-    monkeypatch.setattr(examples_module, "ENCODE_ROWS", 8)
+    monkeypatch.setattr(moments_module, "ENCODE_ROWS", 8)
     backwards = encode(twin("sd1"), images[::-1], mesh)
     assert len(examples) == 11
     np.testing.assert_allclose(examples.moments, backwards.moments[::-1], rtol=1e-5, atol=1e-5)
@@ -169,3 +162,29 @@ def test_digest_of_a_base_follows_its_weights_and_configs(twin_folder, tmp_path)
     data[-1] ^= 1
     weights.write_bytes(data)
     assert component_digest(folder / "vae") != vae
+
+
+def test_pictures_of_several_subjects_share_calls_and_each_finds_its_own(twin, mesh, photos, cache, encoded):
+    sd, images = twin("sd1"), captioned(photos)
+    sets = [PictureViews(part, DataConfig(), 16, 0, 2) for part in (images[:1], images[1:], images[::-1], images[:1])]
+    together = encode_moments(sd, sets, mesh, "a vae")
+    assert encoded == [8] and [len(part) for part in together] == [1, 2, 3, 1]
+    assert len(list(cache.iterdir())) == 3  # the same pictures are the same set
+    alone = encode(sd, images, mesh).moments
+    for part, whole in zip(together, (alone[:1], alone[1:], alone[::-1], alone[:1]), strict=True):
+        np.testing.assert_allclose(part, whole, rtol=1e-5, atol=1e-5)
+    calls = len(encoded)
+    encode_moments(sd, sets, mesh, "a vae")
+    assert len(encoded) == calls
+
+
+def test_many_pictures_are_decoded_in_other_processes_to_the_same_views(photos, monkeypatch):
+    config = DataConfig(center_crop=False, random_crops=3, random_flip=True)
+    views = PictureViews(captioned(photos), config, 16, 3, 2)
+    expected = list(picture_views.decoded([views, views]))
+    monkeypatch.setattr(picture_views, "POOL_PICTURES", 4)
+    found = list(picture_views.decoded([views, views]))
+    assert len(found) == len(expected) == 36
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+        assert ours.crop_top_left == theirs.crop_top_left

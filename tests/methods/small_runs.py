@@ -19,6 +19,7 @@ from jaxbooth.methods import Method
 from jaxbooth.pipeline import StableDiffusion, tokenize
 from jaxbooth.sharding import MeshConfig, batch_sharding, make_mesh, put
 from jaxbooth.training.optimizer import OptimizerConfig
+from jaxbooth.training.pack import alike, pack_arrays
 from jaxbooth.training.state import TrainState, init_state
 from jaxbooth.training.step import make_train_step
 from jaxbooth.types import Batch, SubjectText, Text
@@ -84,13 +85,14 @@ class Program:
 
     def __init__(self, run: "SmallRun", subjects: int):
         state = run.start(subjects)
-        step = make_train_step(run.method, run.split, run.tx, run.objective, run.mesh, state, seed=SEED)
+        step = make_train_step(run.method, run.split, run.tx, run.objective, run.mesh, state)
         self._run = run
-        lowered = step.lower(state, run.split.base, run.batch(0, subjects))
+        self._pack = pack_arrays(alike(subjects, SEED, 100), run.mesh)
+        lowered = step.lower(state, run.split.base, run.batch(0, subjects), self._pack)
         self._step = lowered.compile(compiler_options=compiler.options())
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, np.ndarray]]:
-        state, metrics = self._step(state, self._run.split.base, batch)
+        state, metrics = self._step(state, self._run.split.base, batch, self._pack)
         return state, on_host(metrics)
 
 
@@ -104,7 +106,9 @@ class SmallRun:
         self.tx = optimizer.build(100, method.learning_windows(100))
         texts = [text_of(method, subject) for subject in SUBJECTS]
         texts = jax.tree.map(lambda *arrays: np.stack(arrays), *texts) if texts[0] is not None else None
-        self.split, state = init_state(self.method, sd, len(SUBJECTS), self.tx, SEED, self.mesh, texts=texts)
+        self.split, state = init_state(
+            self.method, sd, alike(len(SUBJECTS), SEED, 100), self.tx, self.mesh, texts=texts
+        )
         self._start, self._programs = on_host(state), {}
 
     def start(self, subjects: int = 1, first: int = 0) -> TrainState:

@@ -17,6 +17,7 @@ from jaxbooth.pipeline import schedule_of, tokenize
 from jaxbooth.sharding import MeshConfig, batch_sharding, make_mesh, put
 from jaxbooth.training.checkpoint import CheckpointStore
 from jaxbooth.training.optimizer import OptimizerConfig
+from jaxbooth.training.pack import alike, pack_arrays
 from jaxbooth.training.state import init_state, state_shardings, subject_adapter
 from jaxbooth.training.step import make_train_step
 from jaxbooth.types import Batch, Text
@@ -56,17 +57,19 @@ class Training:
         self.mesh = make_mesh(mesh_config, devices)
         texts = [subject_text(sd.family, METHOD, [subject]) for subject in SUBJECTS]
         tx = OptimizerConfig(learning_rate=0.1, weight_decay=0).build(10)
+        terms = alike(2, 0, 10)
         self.split, self.start = init_state(
-            METHOD, sd, 2, tx, 0, self.mesh, texts=jax.tree.map(lambda *arrays: np.stack(arrays), *texts)
+            METHOD, sd, terms, tx, self.mesh, texts=jax.tree.map(lambda *arrays: np.stack(arrays), *texts)
         )
         self.before = jax.tree.map(np.array, (self.start.adapter, self.start.statistics))
         step = make_train_step(
-            METHOD, self.split, tx, Objective(schedule_of(sd.family)), self.mesh, self.start, seed=0,
+            METHOD, self.split, tx, Objective(schedule_of(sd.family)), self.mesh, self.start,
             accumulation=accumulation,
         )  # fmt: skip
         batch = jax.tree.map(lambda leaf: put(leaf, batch_sharding(self.mesh)), batch_of(sd.family))
-        compiled = step.lower(self.start, self.split.base, batch).compile(compiler_options=compiler.options())
-        self.state, self.metrics = compiled(self.start, self.split.base, batch)
+        pack = pack_arrays(terms, self.mesh)
+        compiled = step.lower(self.start, self.split.base, batch, pack).compile(compiler_options=compiler.options())
+        self.state, self.metrics = compiled(self.start, self.split.base, batch, pack)
         self.after = jax.tree.map(np.array, (self.state.adapter, self.state.statistics))
 
 

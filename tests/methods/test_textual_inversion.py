@@ -61,7 +61,7 @@ def test_other_rows_are_bit_identical_by_construction():
 def test_the_gradient_of_v_equals_that_of_a_whole_trained_table_at_its_row():
     method = TextualInversion(num_vectors=2)
     batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), small_batch(method, 0, 1))
-    keys, objective = row_keys(SEED, 0, 0, batch.rows), Objective(small_sd().schedule)
+    keys, objective = row_keys(jax.random.key(SEED), 0, 0, batch.rows), Objective(small_sd().schedule)
 
     def gradient(sd, wanted):
         graphdef, trained, rest = nnx.split(sd, wanted, ...)

@@ -33,6 +33,7 @@ from jaxbooth.diffusion.loss import Objective, draw
 from jaxbooth.methods import DreamBooth
 from jaxbooth.sharding import MeshConfig, make_mesh
 from jaxbooth.training.optimizer import OptimizerConfig
+from jaxbooth.training.pack import alike, pack_arrays
 from jaxbooth.training.state import init_state, state_shardings
 from jaxbooth.training.step import make_train_step, row_keys
 from jaxbooth.weights.torch_keys import canonical_key, to_torch
@@ -57,10 +58,11 @@ class Ours:
         )
         self.objective = Objective(sd.schedule, snr_gamma, scaling_factor=sd.family.vae.scaling_factor)
         self.text = encode_text(sd, [*CAPTIONS, CLASS_PROMPT], trains_text_encoder)[0]
-        self.split, state = init_state(method, sd, 1, tx, SEED, self.mesh)
+        self.split, state = init_state(method, sd, alike(1, SEED, STEPS), tx, self.mesh)
         self.layout = state_shardings(state, self.mesh)
-        step = make_train_step(method, self.split, tx, self.objective, self.mesh, state, seed=SEED)
-        lowered = step.lower(state, self.split.base, self.stream(1.0).device_batch(0))
+        step = make_train_step(method, self.split, tx, self.objective, self.mesh, state)
+        self.pack = pack_arrays(alike(1, SEED, STEPS), self.mesh)
+        lowered = step.lower(state, self.split.base, self.stream(1.0).device_batch(0), self.pack)
         self.compiled = lowered.compile(compiler_options=compiler.options())
         self.initial = jax.tree.map(np.array, state)
 
@@ -80,7 +82,7 @@ class Ours:
         """Yields each step's metrics and the state after it."""
         stream, state = self.stream(prior_weight), jax.device_put(self.initial, self.layout)
         for number in range(STEPS):
-            state, metrics = self.compiled(state, self.split.base, stream.device_batch(number))
+            state, metrics = self.compiled(state, self.split.base, stream.device_batch(number), self.pack)
             yield {name: float(value[0]) for name, value in metrics.items()}, state
 
     def by_torch_key(self, adapter):
@@ -230,7 +232,7 @@ def test_one_step_and_then_twenty_equal_pytorch(make_ours, model, prior_weight):
 
     for number, (metrics, state) in enumerate(ours.train(prior_weight)):
         batch = jax.tree.map(lambda x: x[0], stream.host_batch(number))
-        drawn = draw(ours.objective, jnp.asarray(batch.moments), row_keys(SEED, number, 0, batch.rows))
+        drawn = draw(ours.objective, jnp.asarray(batch.moments), row_keys(jax.random.key(SEED), number, 0, batch.rows))
         loss, norm = reference.step(drawn, ours.captions(batch.text), batch.is_prior, prior_weight)
         assert metrics["loss/total"] == pytest.approx(loss, rel=1e-5)
         assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)

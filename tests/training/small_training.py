@@ -13,6 +13,7 @@ from jaxbooth.nn.clip_text import CLIPTextModel
 from jaxbooth.pipeline import StableDiffusion, schedule_of
 from jaxbooth.sharding import MeshConfig, batch_sharding, make_mesh, put
 from jaxbooth.training.optimizer import OptimizerConfig
+from jaxbooth.training.pack import alike, pack_arrays
 from jaxbooth.training.state import init_state
 from jaxbooth.training.step import make_train_step
 from jaxbooth.types import Batch, Text
@@ -78,23 +79,37 @@ def small_batch(
 class Trainer:
     """The product's own `init_state` and `make_train_step` on a mesh, and batches put on it."""
 
-    def __init__(self, sd, mesh, method=None, *, subjects=1, optimizer=OPTIMIZER, total=100, ema_decay=None, **options):
-        self.mesh, self.method, self.subjects = mesh, method or DreamBooth(), subjects
+    def __init__(
+        self,
+        sd,
+        mesh,
+        method=None,
+        *,
+        subjects=1,
+        optimizer=OPTIMIZER,
+        total=100,
+        ema_decay=None,
+        terms=None,
+        **options,
+    ):
+        terms = terms or alike(subjects, SEED, total)
+        self.mesh, self.method, self.subjects = mesh, method or DreamBooth(), len(terms)
         self.tx = optimizer.build(total)
         ema = ema_decay is not None
-        self.split, self.state = init_state(self.method, sd, subjects, self.tx, SEED, mesh, ema)
+        self.pack = pack_arrays(terms, mesh)
+        self.split, self.state = init_state(self.method, sd, terms, self.tx, mesh, ema)
         step = make_train_step(
             self.method, self.split, self.tx, Objective(schedule_of(sd.family)), mesh, self.state,
-            seed=SEED, ema_decay=ema_decay, **options,
+            ema_decay=ema_decay, **options,
         )  # fmt: skip
         self._step, self._compiled = step, None
 
     def step(self, batch: Batch) -> dict[str, np.ndarray]:
         batch = jax.tree.map(lambda leaf: put(leaf, batch_sharding(self.mesh)), batch)
         if self._compiled is None:
-            lowered = self._step.lower(self.state, self.split.base, batch)
+            lowered = self._step.lower(self.state, self.split.base, batch, self.pack)
             self._compiled = lowered.compile(compiler_options=compiler.options())
-        self.state, metrics = self._compiled(self.state, self.split.base, batch)
+        self.state, metrics = self._compiled(self.state, self.split.base, batch, self.pack)
         return {name: np.array(value) for name, value in metrics.items()}
 
     def steps(self, count: int, **options) -> list[dict[str, np.ndarray]]:

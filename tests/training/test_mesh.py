@@ -13,6 +13,7 @@ from jaxbooth.methods import DreamBooth
 from jaxbooth.nn.unet import UNet2DConditionModel, UNetConfig
 from jaxbooth.sharding import parameter_spec
 from jaxbooth.training.optimizer import OptimizerConfig
+from jaxbooth.training.pack import alike
 from jaxbooth.training.state import flatten, init_state
 
 # Small models are not loaded onto the mesh, as real ones are, so that their arrays cannot be reused in place.
@@ -82,7 +83,7 @@ def test_under_fsdp_no_parameter_or_moment_above_1_mib_stays_whole():
 def test_under_fsdp_a_frozen_parameter_above_1_mib_is_split_too(twin_folder):
     mesh = mesh_of(fsdp=8)
     sd, method = load_pipeline(twin_folder("sd1"), mesh=mesh), KeysOnly()
-    split, _ = init_state(method, sd, 1, OPTIMIZER.build(1), 0, mesh)
+    split, _ = init_state(method, sd, alike(1, 0, 1), OPTIMIZER.build(1), mesh)
     large = {name: leaf for name, leaf in split.base.items() if leaf.nbytes > MIB}
     assert set(large) == {"text_encoders.0.text_model.embeddings.token_embedding.embedding"}
     for leaf in large.values():

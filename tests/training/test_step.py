@@ -52,7 +52,7 @@ class Loss:
         self._grad, self._compiled = jax.jit(jax.value_and_grad(value)), {}
 
     def __call__(self, batch, keys=None):
-        keys = row_keys(SEED, 0, 0, jnp.asarray(batch.rows)) if keys is None else keys
+        keys = row_keys(jax.random.key(SEED), 0, 0, jnp.asarray(batch.rows)) if keys is None else keys
         if len(batch.rows) not in self._compiled:
             lowered = self._grad.lower(self.weights, batch, keys)
             self._compiled[len(batch.rows)] = lowered.compile(compiler_options=compiler.options())
@@ -121,7 +121,7 @@ def test_1_7_2_with_class_rows_like_the_instance_rows_the_loss_is_1_plus_lambda_
     batch = one_subject(prior_weight=prior_weight)
     twice = INSTANCE.repeat(2)
     same = batch._replace(moments=batch.moments[twice], text=take(batch.text, twice))
-    keys = row_keys(SEED, 0, 0, jnp.asarray(batch.rows))[twice]
+    keys = row_keys(jax.random.key(SEED), 0, 0, jnp.asarray(batch.rows))[twice]
     value, gradient = dreambooth_loss(same, keys)
     alone, gradient_alone = dreambooth_loss(take(batch, INSTANCE), keys[INSTANCE])
     assert value == pytest.approx((1 + prior_weight) * alone, rel=1e-6)
@@ -224,7 +224,8 @@ def test_1_7_6_streams_steps_subjects_and_rows_share_no_random_bits():
 
     @jax.jit
     def all_of(*arguments):
-        keys = row_keys(*arguments)
+        seed, *rest = arguments
+        keys = row_keys(jax.random.key(seed), *rest)
         offset = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, Stream.OFFSET), (4,)))(keys)
         return draw(objective, moments, keys), offset
 
