@@ -14,6 +14,7 @@ from jaxbooth.errors import ConfigError, list_problems
 from jaxbooth.methods import AnyMethod
 from jaxbooth.sharding import MeshConfig
 from jaxbooth.strict_yaml import parse_value, read_yaml, write_yaml
+from jaxbooth.training.early_stop import EarlyStopConfig
 from jaxbooth.training.optimizer import OptimizerConfig
 
 
@@ -55,6 +56,9 @@ class TrainConfig(Section):
         0.0, ge=0, lt=1, description="With joint: share of instance rows that show two subjects side by side (needs "
         "data.mask)."
     )  # fmt: skip
+    early_stop: EarlyStopConfig | None = Field(
+        None, description="Stop a subject once the loss of fixed rows has settled (DVAR); null = all steps. {} = on."
+    )
     log_every_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
 
 

@@ -167,7 +167,7 @@ def _run_pack(job: Job, pack: PackOfMembers, folder: Path, base: _Base, writer: 
     trained = replace(trained, state=jax.device_get(trained.state))
     drawn = []
     for index, member in enumerate(members):
-        if end := int(trained.state.ended[index]):
+        if (end := int(trained.state.ended[index])) < 0:
             _broke_down(store, member, -end)
             continue
         job.step_file.write_text(f"drawing {member.subject.name}\n")
@@ -276,7 +276,7 @@ def _facts(trained: TrainedRun, index: int, member: Member, losses: list[dict[st
         "class_noun": subject.class_noun,
         "method": prepared.config.method.type,
         "base": trained.base_digest,
-        "steps": terms.steps,
+        "steps": int(trained.state.ended[index]) or terms.steps,
         "seed": terms.seed,
         "learning_rate": terms.learning_rate * prepared.config.optimizer.learning_rate,
         "loss": losses[-1]["loss"] if losses else None,

@@ -23,6 +23,7 @@ from jaxbooth.previews import draw_contact_sheet, draw_samples
 from jaxbooth.run_folder import versions
 from jaxbooth.trained import TrainedRun, abstract, fingerprint, load_base, optimizer, start
 from jaxbooth.training.checkpoint import CheckpointStore
+from jaxbooth.training.early_stop import EarlyStop, all_ended, make_fixed_loss
 from jaxbooth.training.loop import LoopConfig, train
 from jaxbooth.training.pack import pack_arrays
 from jaxbooth.training.state import Split, TrainState
@@ -70,17 +71,18 @@ def fit(
     split, state = start(prepared, sd)
     step = compile_step(prepared, split, state)
     steps, saving = max(terms.steps for terms in prepared.terms), config.checkpoint
+    watch = watch_fixed_rows(prepared, split, state, stream) if config.train.early_stop else None
     with CheckpointStore(run.checkpoints, keep=saving.keep, fingerprint=fingerprint(prepared, digest)) as store:
         restored = store.restore_newest(abstract(state, prepared.mesh))
         if restored is not None:
             state = restored[1]
             log.info("going on from step %d", int(state.step))
-            if int(state.step) < steps:
+            if int(state.step) < steps and not all_ended(state, prepared.learning):
                 run.set_aside_results()
         state = train(
             LoopConfig(steps, config.train.log_every_steps, saving.save_every_steps, step_file),
             state, step, stream.device_batch, store, run.path, prepared.names[: prepared.learning],
-            config.optimizer.schedule(config.train.steps),
+            config.optimizer.schedule(config.train.steps), watch,
         )  # fmt: skip
     # The optimiser's part is two thirds of a full-weight method's state, and of no use any more.
     return TrainedRun(prepared, sd, split, replace(state, opt_state=()), digest)
@@ -157,6 +159,15 @@ def compile_step(prepared: Prepared, split: Split, state: TrainState):
     )  # fmt: skip
     pack = pack_arrays(prepared.terms, prepared.mesh)
     return lambda state, batch: step(state, split.base, batch, pack)
+
+
+def watch_fixed_rows(prepared: Prepared, split: Split, state: TrainState, stream: BatchStream) -> EarlyStop:
+    """Early stopping by the rows of the first step."""
+    method, objective, mesh = prepared.config.method, prepared.objective, prepared.mesh
+    pack = pack_arrays(prepared.terms, mesh)
+    fixed_loss = make_fixed_loss(method, split, objective, mesh, state, stream.device_batch(0), pack)
+    file = prepared.run.path / "fixed_loss.jsonl"
+    return EarlyStop(prepared.config.train.early_stop, fixed_loss, file, prepared.learning)
 
 
 def draw_prior(config: Config) -> list[Path]:

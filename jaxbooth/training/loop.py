@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxbooth.errors import JaxboothError, Preempted, list_problems
 from jaxbooth.training.checkpoint import CheckpointStore
+from jaxbooth.training.early_stop import EarlyStop, all_ended
 from jaxbooth.training.metrics import MetricsWriter, ProgressLine
 from jaxbooth.training.preemption import Preemption
 from jaxbooth.training.state import TrainState
@@ -46,6 +47,7 @@ def train(
     run_dir: Path,
     subject_names: list[str],
     learning_rate: Callable,
+    early_stop: EarlyStop | None = None,
 ) -> TrainState:
     """Takes the remaining steps, logging and saving on the way; touches nothing if none remain.
 
@@ -54,10 +56,12 @@ def train(
         BrokeDown: training broke down for every subject; names step and subject. The checkpoint before it stays.
     """
     lead, start = jax.process_index() == 0, int(state.step)
-    if start >= config.steps:
+    if start >= config.steps or all_ended(state, len(subject_names)):
         return state
     metrics_file, progress = MetricsWriter(run_dir, enabled=lead), ProgressLine(start, config.steps, enabled=lead)
     metrics_file.rewind(start)
+    if early_stop is not None:
+        early_stop.go_on(start)
     began, since = time.monotonic(), start
     try:
         with Preemption() as preemption:
@@ -66,7 +70,10 @@ def train(
             for step in range(start + 1, config.steps + 1):
                 state, metrics = train_step(state, batch)
                 batch = batch_at(step) if step < config.steps else None
-                last, stop = step == config.steps, preemption.reached(step)
+                if early_stop is not None:
+                    state = early_stop.after(step, state)
+                last = step == config.steps or (early_stop is not None and early_stop.over)
+                stop = preemption.reached(step)
                 saving = stop or last or step % config.save_every_steps == 0
                 loss = None
                 # The only point where the host waits for the device. A step that is saved is looked at first: a state
@@ -85,6 +92,8 @@ def train(
                 if stop and not last:
                     store.close()
                     raise Preempted(f"stopped at step {step}; it is saved. Run the same command again to go on.")
+                if last:
+                    break
             # Still guarded: a request to stop must not cut off the last save.
             store.close()
     finally:
