@@ -25,6 +25,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/installed-test
+	$(BIN)/pip install --quiet -e '.[test,fleet]'
 	$(BIN)/python -m pytest -m ""
 
 lint: $(VENV)/installed-test

@@ -175,7 +175,7 @@ def _run() -> int:
     from jaxbooth.errors import PREEMPTED, JaxboothError, Preempted
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # of `typer.Exit`, which does not come as an exception here
     except JaxboothError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -186,15 +186,13 @@ def _run() -> int:
         return 1
     except Exception as error:
         return _other(error)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _other(error: Exception) -> int:
     if hasattr(error, "format_message"):  # usage errors of the command line
         print(f"error: {error.format_message()}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    if isinstance(error, typer.Exit):
-        return error.exit_code
     traceback.print_exc()
     return 1
 

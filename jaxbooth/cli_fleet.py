@@ -30,6 +30,7 @@ Startup = Annotated[float, typer.Option(help="Seconds until a process's first st
 StepTimeout = Annotated[float, typer.Option(help="Seconds between two steps before a process counts as stuck.")]
 
 GIVEN_UP = 3  # all settled, some with FAILED.json
+NO_ROOM = 3  # planned: no pack fits
 
 
 @fleet_app.command()
@@ -126,7 +127,8 @@ def retry(
     from jaxbooth.fleet.upkeep import retry as forget
 
     names = names or [state.name for state in fleet_run.status(out) if state.state == "failed"]
-    print("\n".join(forget(OutputStore(out), names)))
+    for name in forget(OutputStore(out), names):
+        print(name)
 
 
 @fleet_app.command()
@@ -136,10 +138,10 @@ def purge(
     force: Annotated[bool, typer.Option(help="Also while a worker is at it.")] = False,
 ) -> None:
     """Remove everything that was made of these subjects."""
-    from jaxbooth.fleet.store import OutputStore
-    from jaxbooth.fleet.upkeep import purge as remove
+    from jaxbooth import fleet_run
 
-    print("\n".join(remove(OutputStore(out), names, force)))
+    for name in fleet_run.purge(out, names, force):
+        print(name)
 
 
 def _limits(fleet, pack_size: int | None, packs_per_process: int, startup: float, step: float):
@@ -163,3 +165,45 @@ def _tell(fleet, outcome, out: Path) -> None:
         raise typer.Exit(PREEMPTED)
     if outcome.failed:
         raise typer.Exit(GIVEN_UP)
+
+
+@fleet_app.command()
+def plan(
+    manifest: ManifestPath,
+    config: ConfigOption,
+    overrides: Overrides = None,
+    topology: Annotated[
+        str | None,
+        typer.Option(help="TPU slice to plan for, e.g. v5e:2x4; needs libtpu, no TPU. Default: the devices at hand."),
+    ] = None,
+    pack_size: Annotated[
+        int | None, typer.Option(min=1, help="The only size to look at; default: the largest that fits is looked for.")
+    ] = None,
+    step_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Measured seconds of a full pack's step; default: a bound.")
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Of the whole machine.")] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option(min=0, help="What a step may take of each device; default: all there is.")
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option(help="Ask the compiler, which takes minutes; else --pack-size is taken on trust.")
+    ] = True,
+    root: Root = None,
+) -> None:
+    """Say what fits and how long it takes, before a machine is rented; reads no weights and trains nothing."""
+    from jaxbooth.fleet_plan import plan_fleet, read_fleet
+    from jaxbooth.fleet_plan_text import describe_plan
+    from jaxbooth.planning.machine import this_machine
+
+    subjects, settings = read_fleet(manifest, config, overrides or [], root)
+    for note in subjects.notes:
+        log.info("%s", note)
+    machine = this_machine(topology, memory_gib, settings.mesh)
+    found = plan_fleet(
+        subjects, settings, machine, pack_size=pack_size, ask_compiler=compile, step_seconds=step_seconds,
+        price_per_hour=price_per_hour,
+    )  # fmt: skip
+    print("\n".join(describe_plan(found)))
+    if found.size is None:
+        raise typer.Exit(NO_ROOM)

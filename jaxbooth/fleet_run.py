@@ -1,43 +1,34 @@
 """A fleet from its manifest to its gallery: what is wanted, by which keys, and who drives it."""
 
-import hashlib
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxbooth import __version__
 from jaxbooth.config import Config, load
-from jaxbooth.data.captions import CAPTION_SUFFIXES, METADATA_FILE
-from jaxbooth.data.images import READ_SUFFIXES
-from jaxbooth.errors import ConfigError, MethodError, list_problems
-from jaxbooth.fleet import private_files
+from jaxbooth.errors import ConfigError, MethodError
+from jaxbooth.fleet import upkeep
 from jaxbooth.fleet.driver import Driver, Limits, Outcome
 from jaxbooth.fleet.engine import Engine, Serial
-from jaxbooth.fleet.keys import content_key
-from jaxbooth.fleet.manifest import Entry, Manifest, read_manifest
+from jaxbooth.fleet.manifest import Manifest, read_manifest
 from jaxbooth.fleet.packs import Candidate, shard
 from jaxbooth.fleet.store import OutputStore
 from jaxbooth.fleet.upkeep import SubjectStatus, fleet_status
-from jaxbooth.report.gallery import SubjectRecord, write_gallery
-from jaxbooth.run_folder import check_writable, planned_over_all_steps
-from jaxbooth.weights.digest import base_digest
+from jaxbooth.fleet.wanted import read_wanted, write_wanted
+from jaxbooth.fleet_checks import check_entries, check_method
+from jaxbooth.fleet_keys import subject_keys
+from jaxbooth.report.gallery import GALLERY_FILES, SubjectRecord, write_gallery
+from jaxbooth.run_folder import check_writable
 from jaxbooth.weights.hub import commit_of, resolve
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of results: another number makes every subject a new one
 PACK_SIZES = (1, 4, 16, 64, 256)
-# What a result does not depend on: where and in what portions it is computed, and how often it is saved.
-FREE = {"mesh", "checkpoint", "run_dir", "subjects", "export"}
-PICTURES_AND_TEXTS = (*READ_SUFFIXES, *CAPTION_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -68,8 +59,19 @@ class Fleet:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The configuration without subjects."""
-        return self.config.model_dump(mode="json", exclude={"subjects", "run_dir"})
+        """The configuration without subjects, with the commit of a hub base that the keys stand for."""
+        values = self.config.model_dump(mode="json", exclude={"subjects", "run_dir"})
+        if commit := commit_of(self.base):
+            values["base"]["revision"] = commit
+        return values
+
+    @property
+    def wanted(self) -> list[dict[str, Any]]:
+        """What is to be known of every subject by those who look at the output alone."""
+        return [
+            {"name": subject.name, "key": self.keys[subject.name], "class_noun": subject.class_noun,
+             "token": subject.token} for subject in (entry.subject for entry in self.manifest.entries)
+        ]  # fmt: skip
 
     def subjects(self, names: Sequence[str]) -> "Fleet":
         """The same with some of the subjects only."""
@@ -88,60 +90,13 @@ def open_fleet(manifest: Path, config: Path, overrides: Sequence[str] = (), root
         DataError: holds every problem of the manifest.
     """
     settings = load(config, list(overrides))
-    _check_method(settings)
+    check_method(settings)
     first = settings.subjects[0] if settings.subjects else None
     defaults = {} if first is None else first.model_dump(include={"class_noun", "token", "captions", "min_images"})
     read = read_manifest(manifest, root=root, defaults=defaults, masks=settings.data.mask)
-    _check_overrides(settings, read)
     base = resolve(settings.base.path, settings.base.revision)
-    return Fleet(read, settings, base, _keys(read.entries, settings, base))
-
-
-def _check_method(config: Config) -> None:
-    if config.train.joint:
-        raise ConfigError("train.joint: a fleet learns each subject for itself; use `jaxbooth train` for a joint model")
-    if not config.method.needs_subject:
-        raise MethodError(f"method {config.method.type} learns from a data set, not from subjects")
-
-
-def _check_overrides(config: Config, manifest: Manifest) -> None:
-    """An override must not bend what is planned over all steps."""
-    planned, problems = planned_over_all_steps(config), []
-    for entry in manifest.entries:
-        if entry.overrides.steps is not None and planned is not None:
-            problems.append(f"{entry.place}: steps of its own would change {planned} planned over all steps")
-        if entry.overrides.learning_rate is not None and config.optimizer.type == "prodigy":
-            problems.append(f"{entry.place}: prodigy finds the learning rate itself")
-    if problems:
-        raise ConfigError(list_problems("these overrides cannot be used:", problems))
-
-
-def _keys(entries: Sequence[Entry], config: Config, base: Path) -> dict[str, str]:
-    values = config.model_dump(mode="json", exclude=FREE)
-    values["train"].pop("log_every_steps")
-    values["prior"].pop("batch_size")
-    values["sample"].pop("batch_size")
-    stands_on = {"format": FORMAT, "version": __version__, "base": base_digest(base), "commit": commit_of(base)}
-    common = content_key(stands_on | {"config": values})
-
-    def key(entry: Entry) -> str:
-        subject = entry.subject.model_dump(mode="json", exclude={"images"})
-        facts = {"common": common, "subject": subject, "overrides": entry.overrides.model_dump(mode="json")}
-        return content_key(facts | {"files": _digests(Path(entry.subject.images))})
-
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:  # hashing lets go of the interpreter
-        found = pool.map(key, entries, chunksize=64)
-        return {entry.subject.name: value for entry, value in zip(entries, found, strict=True)}
-
-
-def _digests(folder: Path) -> list[list[str]]:
-    """Name and SHA-256 of every picture, mask and caption of a subject, in the order of their names."""
-    files = [*folder.iterdir(), *(folder / "masks").glob("*.png")]
-    wanted = sorted(
-        file for file in files
-        if (file.suffix.lower() in PICTURES_AND_TEXTS or file.name == METADATA_FILE) and not file.name.startswith(".")
-    )  # fmt: skip
-    return [[str(file.relative_to(folder)), hashlib.sha256(file.read_bytes()).hexdigest()] for file in wanted]
+    check_entries(settings, read.entries, base)
+    return Fleet(read, settings, base, subject_keys(read.entries, settings, base))
 
 
 def pack_sizes(config: Config, largest: int) -> tuple[int, ...]:
@@ -174,19 +129,32 @@ def work(
     check_writable(out, "--out")
     mine = fleet.subjects(shard([entry.subject.name for entry in fleet.manifest.entries], index, count))
     store = OutputStore(out)
-    write_wanted(fleet, store)
+    write_wanted(store, fleet.wanted, fleet.values)
     with _stop_requests() as asked:
         driver = Driver(store, mine.candidates, mine.members, fleet.values, engine or Serial(asked), limits, asked)
-        outcome = driver.run()
-    write_report(out)
-    return outcome
+        try:
+            return driver.run()
+        finally:
+            write_report(out)
 
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Says whether SIGTERM or Ctrl-C has arrived; the job at work is told to save, then this process ends."""
-    asked = threading.Event()
-    old = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Says whether SIGTERM or Ctrl-C has arrived; the job at work is told to save, then this process ends.
+
+    A second Ctrl-C does not wait for that. Signals that whoever started us wants ignored (nohup) are.
+    """
+    asked, old = threading.Event(), {}
+
+    def ask(number, frame):
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                old[number] = signal.signal(number, ask) or signal.SIG_DFL
     try:
         yield asked.is_set
     finally:
@@ -194,45 +162,41 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def write_wanted(fleet: Fleet, store: OutputStore) -> None:
-    """Notes what is wanted, for those who look at the folder alone; nothing is decided by it."""
-    subjects = [
-        {"name": e.subject.name, "key": fleet.keys[e.subject.name], "class_noun": e.subject.class_noun,
-         "token": e.subject.token} for e in fleet.manifest.entries
-    ]  # fmt: skip
-    name = content_key({"config": fleet.values, "names": [subject["name"] for subject in subjects]})[:16]
-    private_files.write_json(store.bookkeeping / "wanted" / f"{name}.json", {"subjects": subjects})
-
-
 def wanted(out: Path) -> list[dict[str, Any]]:
-    """What fleets wrote into this folder want, the newest first.
+    """What fleets wrote into this folder want.
 
     Raises:
         ConfigError: no fleet has.
     """
-    files = sorted((OutputStore(out).bookkeeping / "wanted").glob("*.json"), key=lambda file: -file.stat().st_mtime)
-    if not files:
+    found = read_wanted(OutputStore(out))
+    if found is None:
         raise ConfigError(f"{out} is no fleet's folder: nothing was started there. Give what --out was")
-    found: dict[str, dict[str, Any]] = {}
-    for file in files:
-        for subject in (private_files.read_json(file) or {}).get("subjects", ()):
-            found.setdefault(subject["name"], subject)  # a subject whose photos changed has a newer key
-    return list(found.values())
+    return found
 
 
 def status(out: Path, verify: bool = False) -> list[SubjectStatus]:
     """The state of every wanted subject."""
-    return fleet_status(OutputStore(out), [(subject["name"], subject["key"]) for subject in wanted(out)], verify)
+    return _states(OutputStore(out), wanted(out), verify)
+
+
+def _states(store: OutputStore, subjects: Sequence[dict[str, Any]], verify: bool = False) -> list[SubjectStatus]:
+    return fleet_status(store, [(subject["name"], subject["key"]) for subject in subjects], verify)
+
+
+def purge(out: Path, names: Sequence[str], force: bool = False) -> list[str]:
+    """Removes everything that was made of subjects, and their names from the gallery; returns those there were."""
+    purged = upkeep.purge(OutputStore(out), names, force)
+    if any((out / file).exists() for file in GALLERY_FILES):
+        write_report(out)
+    return purged
 
 
 def write_report(out: Path) -> None:
     """OUT/index.html and OUT/summary.json."""
-    store, records = OutputStore(out), []
-    states = {state.name: state for state in status(out)}
-    for subject in wanted(out):
-        name, key, state = subject["name"], subject["key"], states[subject["name"]]
-        folder = store.folder(name, key)
-        preview = folder / "preview.png"
+    store, subjects, records = OutputStore(out), wanted(out), []
+    for subject, state in zip(subjects, _states(store, subjects), strict=True):
+        name, key = subject["name"], subject["key"]
+        preview = store.folder(name, key) / "preview.png"
         records.append(
             SubjectRecord(
                 name, key, state.state if state.state in ("done", "failed") else "missing", subject["class_noun"],

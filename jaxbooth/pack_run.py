@@ -1,43 +1,43 @@
-"""A pack in its own process: many subjects learn side by side over one base, each is committed by itself."""
+"""Packs in a process of their own: many subjects learn side by side over one base, each is committed by itself."""
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import gcd
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import jax
-from PIL import Image
+from jax.experimental import multihost_utils
 from pydantic import BaseModel
 
 from jaxbooth import families
 from jaxbooth.config import Config, validate
 from jaxbooth.data.new_tokens import check_new_tokens, subject_text
-from jaxbooth.data.prompts import render_all
 from jaxbooth.data.subjects import Subject, SubjectConfig, load_subject
 from jaxbooth.errors import JaxboothError
-from jaxbooth.export.formats import export, own_formats
 from jaxbooth.fleet import private_files
 from jaxbooth.fleet.attempts import lock
 from jaxbooth.fleet.manifest import Overrides
+from jaxbooth.fleet.pack_folders import note_members, noted_pack, pack_folder
 from jaxbooth.fleet.store import OutputStore
 from jaxbooth.fleet.strikes import StrikeBook
+from jaxbooth.fleet.supervisor import STARTING
+from jaxbooth.pack_results import draw_previews, write_result
 from jaxbooth.pipeline import StableDiffusion
 from jaxbooth.prepare import Prepared, prepare
-from jaxbooth.previews import PHOTOS_SHOWN
-from jaxbooth.report.contact_sheet import Row, contact_sheet
-from jaxbooth.run import fit, make_stream
-from jaxbooth.run_folder import versions
-from jaxbooth.sharding import MeshConfig
-from jaxbooth.trained import TrainedRun, load_base
+from jaxbooth.run import CompiledSteps, fit, make_stream
+from jaxbooth.run_folder import RunFolder, versions
+from jaxbooth.sharding import MeshConfig, pack_layout
+from jaxbooth.trained import load_base
 from jaxbooth.training.loop import BrokeDown
 from jaxbooth.training.pack import Terms
+from jaxbooth.training.processes import from_process_zero
+from jaxbooth.training.state import TrainState
 from jaxbooth.weights.digest import base_digest
 from jaxbooth.weights.hub import commit_of, resolve
 
@@ -52,17 +52,22 @@ class Member(BaseModel, frozen=True):
     key: str  # content key: what its result is kept under
 
     @property
+    def name(self) -> str:
+        """The subject's."""
+        return self.subject.name
+
+    @property
     def seed(self) -> int:
         """As given, else a function of the content: other photos are other randomness."""
         return self.overrides.seed if self.overrides.seed is not None else int(self.key[:15], 16)
 
 
 class PackOfMembers(BaseModel, frozen=True):
-    """Members, the size of the program that they are trained in, and where the pack keeps its checkpoints."""
+    """Members, the size of the program that they are trained in, and the folder of the pack that is gone on with."""
 
     members: tuple[Member, ...]
     size: int
-    folder: Path
+    begun: Path | None = None
 
 
 class Job(BaseModel, frozen=True):
@@ -80,41 +85,32 @@ def run_job(job: Job) -> None:
     Raises:
         Preempted: the process was asked to stop; what had been trained is saved.
     """
-    base, store, at_work = _Base(job.config), OutputStore(job.out), job.step_file.with_name("pack")
+    base, at_work = _Base(job.config), job.step_file.with_name("pack")
     with ThreadPoolExecutor(1) as writer:
         writing: list[tuple[int, Future]] = []
         for number, pack in enumerate(job.packs):
-            at_work.write_text(str(number))
-            with _own_folder(pack.folder) as folder:
-                results = _run_pack(job, pack, folder, base, writer)
-            writing += [(number, result) for result in (*results, writer.submit(_forget, store, folder, results))]
-        for number, result in writing:
-            at_work.write_text(str(number))  # the one to blame, if writing went wrong
+            _replace(at_work, str(number))
+            job.step_file.write_text(f"{STARTING} pack {number}\n")
+            writing += [(number, result) for result in _run_pack(job, pack, base, writer)]
+        for place, (number, result) in enumerate(writing):
+            _replace(at_work, str(number))  # the one to blame, if writing went wrong
             result.result()
+            job.step_file.write_text(f"written {place}\n")
 
 
-@contextmanager
-def _own_folder(folder: Path) -> Iterator[Path]:
-    """The pack's folder, or one beside it if another process is at work there: they must not share checkpoints."""
-    private_files.make_folder(folder)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield folder if lock(descriptor) else folder.with_name(f"{folder.name}-{os.getpid()}")
-    finally:
-        os.close(descriptor)
-
-
-def _forget(store: OutputStore, folder: Path, results: list[Future]) -> None:
-    """Checkpoints have done their service when every result is written."""
-    if all(result.exception() is None for result in results) and jax.process_index() == 0:
-        store.remove(folder)
+def _replace(file: Path, text: str) -> None:
+    """As a whole: whoever is killed meanwhile must not leave an empty file, which would blame the first pack."""
+    draft = file.with_name(f".{file.name}")
+    draft.write_text(text)
+    draft.replace(file)
 
 
 @dataclass(frozen=True)
 class _Base:
-    """What all packs share, loaded once."""
+    """What all packs share: the base, loaded once, and the compiled steps."""
 
     values: dict[str, Any]
+    steps: CompiledSteps = field(default_factory=CompiledSteps)
 
     @cached_property
     def config(self) -> Config:
@@ -132,8 +128,19 @@ class _Base:
     def family(self) -> families.ModelFamily:
         return families.from_diffusers(self.folder)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"base": self.digest, "commit": commit_of(self.folder), "versions": versions()}
+
+    def layout(self, size: int) -> tuple[int, MeshConfig]:
+        """Places of a pack's program, and its mesh."""
+        config, train = self.config, self.config.train
+        rows = train.batch_size * (2 if config.prior.loss_weight > 0 else 1) // train.gradient_accumulation_steps
+        return pack_layout(size, jax.device_count(), rows, None if config.mesh == MeshConfig() else config.mesh)
+
     def model(self, prepared: Prepared) -> StableDiffusion:
-        if "sd" not in self.__dict__:
+        # A method that changes the base itself takes it with it.
+        if "sd" not in self.__dict__ or not prepared.config.method.has_adapter:
             self.__dict__["sd"] = load_base(prepared.config, self.folder, prepared.mesh)
         return self.__dict__["sd"]
 
@@ -145,46 +152,100 @@ def _config(values: dict[str, Any], subjects: Sequence[SubjectConfig]) -> Config
     return validate({**values, "subjects": given}, "the fleet's configuration")
 
 
-def _run_pack(job: Job, pack: PackOfMembers, folder: Path, base: _Base, writer: ThreadPoolExecutor) -> list[Future]:
+def _run_pack(job: Job, pack: PackOfMembers, base: _Base, writer: ThreadPoolExecutor) -> list[Future]:
     """Trains a pack and draws its previews; returns what is being written."""
-    store = OutputStore(job.out)
-    missing = [member for member in pack.members if not store.is_done(member.subject.name, member.key, verify=False)]
-    members, subjects = _loaded(missing, base, StrikeBook(store))
+    store, layout = OutputStore(job.out), base.layout(pack.size)
+    wanted = from_process_zero(
+        lambda: [one.key for one in pack.members if not store.is_done(one.name, one.key, verify=False)]
+    )
+    members, subjects, folder = _chosen(store, pack, wanted, layout[0], base)
     if not members:
         return []
-    prepared = prepare_pack(job.config, members, subjects, pack.size, folder)
-    # For `fleet purge`, which must find everything that was made of a subject.
-    private_files.write_json(folder / "members.json", {"names": [member.subject.name for member in members]})
-    sd = base.model(prepared)
-    prepared.run.claim(prepared.config, {"base": base.digest, "commit": commit_of(base.folder), "versions": versions()})
+    with _own_folder(folder) as own:
+        if jax.process_index() == 0:
+            note_members(own, [member.model_dump(mode="json") for member in members], layout[0])
+        prepared = prepare_pack(job.config, members, subjects, layout, RunFolder(own), base.record)
+        results = _train(job, prepared, base, [member if member.key in wanted else None for member in members], writer)
+    return [*results, writer.submit(_forget, store, own, results)]
+
+
+def _train(
+    job: Job, prepared: Prepared, base: _Base, members: Sequence[Member | None], writer: ThreadPoolExecutor
+) -> list[Future]:
+    """Trains; then draws each member that is wanted, and has it written while the next is drawn."""
+    sd, store, results = base.model(prepared), OutputStore(job.out), []
+    stream = make_stream(prepared, sd, base.digest)
     try:
-        trained = fit(prepared, sd, make_stream(prepared, sd, base.digest), base.digest, job.step_file)
+        trained = fit(prepared, sd, stream, base.digest, job.step_file, base.steps)
     except BrokeDown as broken:
-        for member in members:
-            _broke_down(store, member, broken.steps[member.subject.name])
+        for member in filter(None, members):
+            _broke_down(store, member, broken.steps[member.name])
         return []
     # On the host from here on: the device is the next pack's.
-    trained = replace(trained, state=jax.device_get(trained.state))
-    drawn = []
-    for index, member in enumerate(members):
+    trained = replace(trained, state=_on_host(trained.state))
+    for index, member in ((index, member) for index, member in enumerate(members) if member is not None):
         if (end := int(trained.state.ended[index])) < 0:
             _broke_down(store, member, -end)
             continue
-        job.step_file.write_text(f"drawing {member.subject.name}\n")
-        drawn.append((index, member, draw_previews(trained, index)))
-    if jax.process_index() != 0:
-        return []
-    return [writer.submit(write_result, store, trained, *one) for one in drawn]
+        job.step_file.write_text(f"drawing {member.name}\n")
+        drawn = draw_previews(trained, index)
+        if jax.process_index() == 0:
+            results.append(writer.submit(write_result, store, trained, index, member.key, drawn))
+    return results
+
+
+def _on_host(state: TrainState) -> TrainState:
+    return jax.device_get(state) if jax.process_count() == 1 else multihost_utils.process_allgather(state, tiled=True)
 
 
 def _broke_down(store: OutputStore, member: Member, step: int) -> None:
     """Never written as a success, and not tried again: the same keys give the same numbers."""
     reason = f"training broke down: loss or gradient is not finite at step {step}. Lower its learning_rate."
-    StrikeBook(store).fail(member.subject.name, member.key, reason)
+    StrikeBook(store).fail(member.name, member.key, reason)
 
 
-def _loaded(members: Sequence[Member], base: _Base, strikes: StrikeBook) -> tuple[list[Member], list[Subject]]:
-    """Members whose pictures and words are good, and their pictures; the others are given up, and say why."""
+@contextmanager
+def _own_folder(folder: Path) -> Iterator[Path]:
+    """The pack's folder, or one beside it if another program is at work there: they must not share checkpoints."""
+    private_files.make_folder(folder)
+    descriptor = os.open(folder, os.O_RDONLY)  # held by the process that leads
+    beside = folder.with_name(f"{folder.name}-{os.getpid()}")
+    try:
+        yield Path(from_process_zero(lambda: str(folder if lock(descriptor) else beside)))
+    finally:
+        os.close(descriptor)
+
+
+def _forget(store: OutputStore, folder: Path, results: list[Future]) -> None:
+    """Checkpoints have done their service when every result is written."""
+    if all(result.exception() is None for result in results) and jax.process_index() == 0:
+        store.remove(folder)
+
+
+def _chosen(
+    store: OutputStore, pack: PackOfMembers, wanted: Sequence[str], size: int, base: _Base
+) -> tuple[list[Member], list[Subject], Path]:
+    """Who trains, with their pictures, and in which folder.
+
+    A pack that was begun is gone on with as a whole, its checkpoints are of all its members; if one of them cannot be
+    loaded any more, those that are wanted begin anew.
+    """
+    noted, noted_size = noted_pack(pack.begun) if pack.begun else ([], size)
+    noted = [Member.model_validate(member) for member in noted]
+    everyone = {member.key: member for member in (*noted, *pack.members)}
+    kept = [everyone[key] for key in sorted(everyone if wanted else ())]  # in one order, whoever formed the pack
+    members, subjects = _loaded(kept, wanted, base, StrikeBook(store))
+    if noted and noted_size == size and {member.key for member in noted} == {member.key for member in members}:
+        return members, subjects, pack.begun
+    rest = [(member, subject) for member, subject in zip(members, subjects, strict=True) if member.key in wanted]
+    members, subjects = [member for member, _ in rest], [subject for _, subject in rest]
+    return members, subjects, pack_folder(store, [member.key for member in members], size)
+
+
+def _loaded(
+    members: Sequence[Member], wanted: Sequence[str], base: _Base, strikes: StrikeBook
+) -> tuple[list[Member], list[Subject]]:
+    """Members whose pictures and words are good, and their pictures; wanted ones without are given up, and say why."""
     method, good, subjects = base.config.method, [], []
     for member in members:
         try:
@@ -193,7 +254,8 @@ def _loaded(members: Sequence[Member], base: _Base, strikes: StrikeBook) -> tupl
             if method.vectors_per_token:
                 subject_text(base.family, method, [member.subject])
         except JaxboothError as error:
-            strikes.fail(member.subject.name, member.key, str(error))
+            if member.key in wanted:
+                strikes.fail(member.name, member.key, str(error))
             continue
         good.append(member)
         subjects.append(subject)
@@ -201,86 +263,22 @@ def _loaded(members: Sequence[Member], base: _Base, strikes: StrikeBook) -> tupl
 
 
 def prepare_pack(
-    values: dict[str, Any], members: Sequence[Member], subjects: Sequence[Subject], size: int, folder: Path
-) -> Prepared:
-    """A pack as a run of its own in `folder`; places behind its members repeat the first one, and stand still."""
-    spare = size - len(members)
+    values: dict[str, Any], members: Sequence[Member], subjects: Sequence[Subject], layout: tuple[int, MeshConfig],
+    run: RunFolder, record: dict[str, Any],
+) -> Prepared:  # fmt: skip
+    """A pack as a run of its own; places behind its members repeat the first one, and stand still."""
+    spare, taken = layout[0] - len(members), {member.name for member in members}
+    names = islice((name for name in map("padding.{}".format, count()) if name not in taken), spare)
     configs = [member.subject for member in members]
-    configs += [members[0].subject.model_copy(update={"name": f"padding.{i}"}) for i in range(spare)]
-    config = _config({**values, "run_dir": str(folder)}, configs)
+    configs += [members[0].subject.model_copy(update={"name": name}) for name in names]
+    config = _config({**values, "run_dir": str(run.path)}, configs).model_copy(update={"mesh": layout[1]})
     terms = tuple(_terms(config, member) for member in members)
     terms += (Terms(terms[0].seed, 0),) * spare
-    mesh = config.mesh
-    if mesh == MeshConfig():
-        mesh = MeshConfig(subject=gcd(size, jax.device_count()))
-    config = config.model_copy(update={"mesh": mesh})
+    # Before it is compared: the members' keys say that it is the same, wherever photos and base lie now.
+    from_process_zero(lambda: run.claim(config, record))
     return prepare(config, subjects=[*subjects, *[subjects[0]] * spare], terms=terms)
 
 
 def _terms(config: Config, member: Member) -> Terms:
     steps, rate = member.overrides.steps or config.train.steps, member.overrides.learning_rate
     return Terms(member.seed, steps, learning_rate=1.0 if rate is None else rate / config.optimizer.learning_rate)
-
-
-def draw_previews(trained: TrainedRun, index: int) -> tuple[list[str], list[Image.Image]]:
-    """The configuration's prompts for one subject, and its pictures."""
-    prepared = trained.prepared
-    sample, subject = prepared.config.sample, prepared.config.subjects[index]
-    noun = subject.class_noun if prepared.config.method.class_noun_in_prompts else ""
-    prompts = list(render_all(sample.prompts, subject.token, noun))
-    if not prompts:
-        return [], []
-    images = trained.to_sample(index=index).generate(
-        prompts, seed=sample.seed, num_steps=sample.num_steps, guidance_scale=sample.guidance_scale,
-        sampler=sample.sampler, negative_prompt=sample.negative_prompt, height=prepared.resolution,
-        width=prepared.resolution, batch_size=sample.batch_size,
-    )  # fmt: skip
-    return prompts, [Image.fromarray((image * 255).round().astype("uint8")) for image in images]
-
-
-def write_result(
-    store: OutputStore, trained: TrainedRun, index: int, member: Member, drawn: tuple[list[str], list[Image.Image]]
-) -> bool:
-    """Commits one subject: its files for other programs with their cards, preview, losses. The first commit wins."""
-    prepared, (prompts, images) = trained.prepared, drawn
-    config, subject = prepared.config, prepared.subjects[index]
-    with store.attempt(member.subject.name, member.key) as attempt:
-        source = trained.source(index=index)
-        for name in own_formats(config.method) or ("merged",):
-            export(source, name, attempt.path / name)
-        if images:
-            photos = subject.images[:PHOTOS_SHOWN]
-            rows = [Row("photos", [photo.load() for photo in photos], [""] * len(photos)), Row("", images, prompts)]
-            contact_sheet(rows, attempt.path / "preview.png")
-        losses = _losses(prepared, member.subject.name, prepared.terms[index].steps)
-        (attempt.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in losses))
-        return store.commit(attempt, _facts(trained, index, member, losses))
-
-
-def _losses(prepared: Prepared, name: str, steps: int) -> list[dict[str, Any]]:
-    """A subject's own part of the pack's metrics."""
-    lines = [json.loads(line) for line in (prepared.run.path / "metrics.jsonl").read_text().splitlines()]
-    key = f"subject/{name}/loss" if prepared.learning > 1 else "loss/total"
-    return [
-        {"step": line["step"], "loss": line[key], "time/step_s": line["time/step_s"]}
-        for line in lines
-        if key in line and line["step"] <= steps
-    ]
-
-
-def _facts(trained: TrainedRun, index: int, member: Member, losses: list[dict[str, Any]]) -> dict[str, Any]:
-    prepared = trained.prepared
-    terms, subject = prepared.terms[index], member.subject
-    return {
-        "token": subject.token,
-        "class_noun": subject.class_noun,
-        "method": prepared.config.method.type,
-        "base": trained.base_digest,
-        "steps": int(trained.state.ended[index]) or terms.steps,
-        "seed": terms.seed,
-        "learning_rate": terms.learning_rate * prepared.config.optimizer.learning_rate,
-        "loss": losses[-1]["loss"] if losses else None,
-        "pack_size": len(prepared.terms),
-        "images": len(prepared.subjects[index].images),
-        "versions": versions(),
-    }

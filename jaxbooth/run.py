@@ -1,6 +1,7 @@
 """One run from a checked configuration to pictures and an exported pipeline; each stage skips what is already there."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -59,9 +60,18 @@ def train_run(prepared: Prepared) -> StableDiffusion:
 
 
 def fit(
-    prepared: Prepared, sd: StableDiffusion, stream: BatchStream, digest: str, step_file: Path | None = None
-) -> TrainedRun:
+    prepared: Prepared, sd: StableDiffusion, stream: BatchStream, digest: str, step_file: Path | None = None,
+    steps: "CompiledSteps | None" = None,
+) -> TrainedRun:  # fmt: skip
     """Takes the steps that are missing and saves on the way.
+
+    Args:
+        prepared: The run.
+        sd: The base.
+        stream: The batches.
+        digest: Of the base.
+        step_file: Changes with every step.
+        steps: Compiled earlier, by runs of the same configuration with other subjects.
 
     Raises:
         Preempted: the run was asked to stop and has saved.
@@ -69,18 +79,18 @@ def fit(
     """
     config, run = prepared.config, prepared.run
     split, state = start(prepared, sd)
-    step = compile_step(prepared, split, state)
-    steps, saving = max(terms.steps for terms in prepared.terms), config.checkpoint
+    step = (steps or CompiledSteps()).step(prepared, split, state)
+    last_step, saving = max(terms.steps for terms in prepared.terms), config.checkpoint
     watch = watch_fixed_rows(prepared, split, state, stream) if config.train.early_stop else None
     with CheckpointStore(run.checkpoints, keep=saving.keep, fingerprint=fingerprint(prepared, digest)) as store:
         restored = store.restore_newest(abstract(state, prepared.mesh))
         if restored is not None:
             state = restored[1]
             log.info("going on from step %d", int(state.step))
-            if int(state.step) < steps and not all_ended(state, prepared.learning):
+            if int(state.step) < last_step and not all_ended(state, prepared.learning):
                 run.set_aside_results()
         state = train(
-            LoopConfig(steps, config.train.log_every_steps, saving.save_every_steps, step_file),
+            LoopConfig(last_step, config.train.log_every_steps, saving.save_every_steps, step_file),
             state, step, stream.device_batch, store, run.path, prepared.names[: prepared.learning],
             config.optimizer.schedule(config.train.steps), watch,
         )  # fmt: skip
@@ -150,15 +160,25 @@ def prior_images(prepared: Prepared, sd: StableDiffusion, digest: str) -> list[t
     return [of_class(prepared.prior_prompt(subject)) for subject in prepared.subjects]
 
 
-def compile_step(prepared: Prepared, split: Split, state: TrainState):
-    """The jitted `(state, batch) -> (state, metrics)`."""
-    config = prepared.config
-    step = make_train_step(
-        config.method, split, optimizer(config), prepared.objective, prepared.mesh, state,
-        accumulation=config.train.gradient_accumulation_steps, ema_decay=config.train.ema_decay,
-    )  # fmt: skip
-    pack = pack_arrays(prepared.terms, prepared.mesh)
-    return lambda state, batch: step(state, split.base, batch, pack)
+class CompiledSteps:
+    """Training steps of one configuration: runs whose subjects alone differ share one program."""
+
+    def __init__(self):
+        self._steps: dict[tuple, Callable] = {}
+
+    def step(self, prepared: Prepared, split: Split, state: TrainState) -> Callable:
+        """The jitted `(state, batch) -> (state, metrics)`."""
+        config = prepared.config
+        leaves, structure = jax.tree.flatten((state, split.base))
+        key = (split.graphdef, prepared.mesh, structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        if key not in self._steps:
+            # Without the base's arrays, which would be kept alive.
+            self._steps[key] = make_train_step(
+                config.method, Split(split.graphdef, {}), optimizer(config), prepared.objective, prepared.mesh, state,
+                accumulation=config.train.gradient_accumulation_steps, ema_decay=config.train.ema_decay,
+            )  # fmt: skip
+        step, pack = self._steps[key], pack_arrays(prepared.terms, prepared.mesh)
+        return lambda state, batch: step(state, split.base, batch, pack)
 
 
 def watch_fixed_rows(prepared: Prepared, split: Split, state: TrainState, stream: BatchStream) -> EarlyStop:

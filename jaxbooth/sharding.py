@@ -58,6 +58,26 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def pack_layout(size: int, devices: int, rows: int, mesh: MeshConfig | None = None) -> tuple[int, MeshConfig]:
+    """Places of a pack's program, and its mesh.
+
+    Subjects are spread over as many devices as divide them. Where that cannot be, because rows do not divide over the
+    devices that remain, the pack is filled up: a place that is not used costs what an idle device would.
+
+    Args:
+        size: Places that are wanted.
+        devices: How many there are.
+        rows: Rows per subject and step, over the parts that they are taken in.
+        mesh: As configured; None: none is.
+    """
+    if mesh is not None:
+        return -(-size // mesh.subject) * mesh.subject, mesh
+    subject = math.gcd(size, devices)
+    if rows % (devices // subject) == 0:
+        return size, MeshConfig(subject=subject)
+    return -(-size // devices) * devices, MeshConfig(subject=devices)
+
+
 def check_rows(mesh: Mesh, subjects: int, rows: int, accumulation: int = 1) -> None:
     """Raises MeshError unless subjects and rows (per subject and step) divide evenly over the mesh."""
     problems = []

@@ -70,11 +70,17 @@ class TrainedRun:
         exact = self.prepared.config.method.merge_is_exact
         return self.plain(strength, index) if exact else self.attached(strength, index)
 
+    def steps_taken(self, index: int = 0) -> int:
+        """Steps that one subject has moved in: its own number of them, or fewer if it stopped early."""
+        taken = min(int(self.state.step), self.prepared.terms[index].steps)
+        return abs(int(self.state.ended[index])) or taken
+
     def source(self, strength: float = 1.0, index: int = 0) -> Trained:
         """One subject's model and the facts about it, as exporters read them."""
         prepared, model = self.prepared, self.attached(strength, index)
         facts = base_facts(prepared.config.base.path, prepared.base, self.base_digest)
-        return described(prepared.config, model, facts, prepared.groups[index], int(self.state.step), strength)
+        config = with_own_rates(prepared.config, prepared.terms[index].learning_rate)
+        return described(config, model, facts, prepared.groups[index], self.steps_taken(index), strength)
 
     def write(self, run: RunFolder) -> None:
         """RUN/pipeline, or where the base stays as it is RUN/adapter/<format>; what is there stays."""
@@ -108,6 +114,15 @@ def described(
     return Trained(config.method, model, base, names, steps, optimizer, strength)
 
 
+def with_own_rates(config: Config, factor: float) -> Config:
+    """The configuration of a subject of a pack, whose learning rates are the others' times a factor."""
+    if factor == 1.0:
+        return config
+    rates = ("learning_rate", "text_encoder_learning_rate", "embedding_learning_rate")
+    own = {name: factor * rate for name in rates if (rate := getattr(config.optimizer, name)) is not None}
+    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update=own)})
+
+
 def base_facts(path: str, folder: Path, digest: str) -> Base:
     """What is to be told of a base."""
     licence = "apache-2.0" if path == "pocket" else licence_of(folder)
@@ -124,7 +139,9 @@ def start(prepared: Prepared, sd: StableDiffusion) -> tuple[Split, TrainState]:
     config = prepared.config
     ema = config.train.ema_decay is not None
     if config.method.type == "perfusion":
-        sd.concepts = nnx.data(text_metric(sd, prepared.base, config.method.covariance_captions))
+        metric = text_metric(sd, prepared.base, config.method.covariance_captions)
+        sd = StableDiffusion(sd.unet, sd.vae, list(sd.text_encoders), sd.family)  # not in the caller's
+        sd.concepts = nnx.data(metric)
     return init_state(config.method, sd, prepared.terms, optimizer(config), prepared.mesh, ema, prepared.texts())
 
 

@@ -14,7 +14,7 @@ from jaxbooth.data.captions import CaptionedImage, read_sidecars, shorten
 from jaxbooth.data.datasets import DatasetConfig, load_captioned, load_uncaptioned
 from jaxbooth.data.folders import missing_folder
 from jaxbooth.data.images import digest_pixels, list_images, load_image
-from jaxbooth.data.masks import ADVICE, find_masks
+from jaxbooth.data.masks import ADVICE, MASK_FOLDER, find_masks
 from jaxbooth.data.prompts import INSTANCE_TEMPLATE, class_prompt, instance_prompt, render, template_problems
 from jaxbooth.errors import DataError, list_problems
 
@@ -167,6 +167,7 @@ def _from_folder(config: SubjectConfig, root: Path) -> _Found:
                 f"{len(sidecars.files)} caption files are not used ({shorten(sidecars.files)}): "
                 f"set captions: {SIDECAR} to use them"
             )
+    others = tuple(name for name in others if name.rstrip("/") != MASK_FOLDER)  # read or not as data.mask says
     if others:
         notes.append(f"ignored: {shorten(others)}")
     images = tuple(CaptionedImage(path, captions.get(path.name, ""), path.name, str(folder)) for path in paths)

@@ -64,13 +64,21 @@ def new_job(jobs: Path, compiled: Path, job: Mapping[str, Any], **timeouts: floa
     return files
 
 
-def run_job_process(files: JobFiles, should_stop: Callable[[], bool] | None = None) -> ChildResult:
-    """Runs `jaxbooth fleet pack` on a job, watched; knows no JAX."""
+def run_job_process(
+    files: JobFiles, should_stop: Callable[[], bool] | None = None, env: Mapping[str, str] | None = None
+) -> ChildResult:
+    """Runs `jaxbooth fleet pack` on a job, watched; knows no JAX.
+
+    Args:
+        files: Of the job.
+        should_stop: Asked often, beside the job's own `stop`; once true, the process is told to save and stop.
+        env: What the process's environment is made of; default: that of this process.
+    """
 
     def stops() -> bool:
         return files.stop.exists() or (should_stop is not None and should_stop())
 
-    env = dict(os.environ)
+    env = dict(os.environ if env is None else env)
     env.setdefault("JAX_COMPILATION_CACHE_DIR", str(files.compiled))
     env.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     return run_child(
@@ -78,6 +86,12 @@ def run_job_process(files: JobFiles, should_stop: Callable[[], bool] | None = No
         log=files.log, step_file=files.step, env=env, startup_timeout_s=files.startup_timeout_s,
         step_timeout_s=files.step_timeout_s, should_stop=stops,
     )  # fmt: skip
+
+
+def pack_size(files: JobFiles) -> int:
+    """Places of the job's packs, which are all of one program."""
+    packs = (private_files.read_json(files.job) or {}).get("packs") or [{}]
+    return int(packs[0].get("size", 1))
 
 
 def pack_at_work(files: JobFiles) -> int:

@@ -6,15 +6,18 @@ There is nothing in it that would be missed: kill it and start it again, or star
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from jaxbooth.errors import JaxboothError
+from jaxbooth.fleet.breaker import Breaker
 from jaxbooth.fleet.child_result import ChildResult
 from jaxbooth.fleet.dispatch import JobFiles, new_job, pack_at_work
 from jaxbooth.fleet.engine import Engine
-from jaxbooth.fleet.keys import content_key
 from jaxbooth.fleet.leases import Leases
+from jaxbooth.fleet.next_job import next_job
+from jaxbooth.fleet.pack_folders import begun_pack, remove_settled
 from jaxbooth.fleet.packs import Candidate, Pack, form_packs
 from jaxbooth.fleet.store import OutputStore
 from jaxbooth.fleet.strikes import StrikeBook
@@ -23,7 +26,6 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 ABANDONED_S = 86_400.0  # an export takes no day
-SAME_FAULT = 3  # packs that fail one after the other, with no subject in common
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,16 @@ class Driver:
         self.candidates, self.members, self.config = candidates, members, config
         self._should_stop, self._stopped = should_stop, False
         self._running: dict[JobFiles, list[Pack]] = {}
-        self._failing: list[set[Candidate]] = []  # packs that failed since the last that did not
+        self._elsewhere: set[Candidate] = set()  # what others work on, when it was last looked at
+        self._breaker = Breaker()
+        self._fault: JaxboothError | None = None  # nothing more is started, and it is raised at the end
 
     def run(self) -> Outcome:
-        """Goes on until every subject is done or given up, or it is told to stop."""
+        """Goes on until every subject is done or given up, or it is told to stop.
+
+        Raises:
+            JaxboothError: packs without a common subject have failed one after the other.
+        """
         self.store.clean_temporary(ABANDONED_S)
         pending = {candidate: None for candidate in self.candidates if not self._settled(candidate, verify=True)}
         log.info("%d subjects: %d to do", len(self.candidates), len(pending))
@@ -92,16 +100,20 @@ class Driver:
                 if self._running:
                     for files, result in self.engine.wait(POLL_S):
                         self._drop_settled(pending, self._finish(files, result, leases))
-                else:
+                elif pending:
                     # What is left is another driver's: look again later.
                     time.sleep(POLL_S)
                     self._drop_settled(pending, list(pending))
+        if self._fault is not None:
+            raise self._fault
+        remove_settled(self.store, self.book)
         failed = tuple(c.name for c in self.candidates if self.book.failure(c.name, c.key) is not None)
         missing = sum(not self.store.is_done(c.name, c.key, verify=False) for c in self.candidates)
         return Outcome(len(self.candidates) - missing, failed, self._stopped)
 
     def _stops(self) -> bool:
-        if not self._stopped and self._should_stop():
+        """Whether nothing is to be started any more; jobs at work are told once."""
+        if not self._stopped and (self._should_stop() or self._fault is not None):
             self._stopped = True
             for files in self._running:
                 files.stop.touch()
@@ -111,9 +123,6 @@ class Driver:
         name, key = candidate.name, candidate.key
         return self.store.is_done(name, key, verify) or self.book.failure(name, key) is not None
 
-    def _is_running(self, candidate: Candidate) -> bool:
-        return any(candidate in pack.members for packs in self._running.values() for pack in packs)
-
     def _drop_settled(self, pending: dict[Candidate, None], among: Sequence[Candidate]) -> None:
         for candidate in among:
             if self._settled(candidate):
@@ -121,77 +130,80 @@ class Driver:
 
     def _start(self, pending: dict[Candidate, None], leases: Leases) -> None:
         """Gives the engine as many jobs as it has room for."""
-        while self.engine.room() > 0:
-            free = [candidate for candidate in pending if not self._is_running(candidate)]
-            packs = form_packs(free, self.limits.sizes, self.book.all())
-            job = self._claimed(self._next_job(packs), leases, pending)
-            if not job:
+        sizes, most, strikes = self.limits.sizes, self.limits.packs_per_process, self.book.all()
+        running = {member for packs in self._running.values() for member in _members(packs)}
+        while (room := self.engine.room()) > 0:
+            free = [one for one in pending if one not in running and one not in self._elsewhere]
+            begun, folder = begun_pack(self.store, free, strikes) or (None, None)
+            wanted = _members([begun] if begun else next_job(form_packs(free, sizes, strikes), strikes, room, most))
+            if not wanted:
+                self._elsewhere.clear()  # next time they are asked for again
                 break
-            files = self._write(job)
-            self._running[files] = job
-            self.engine.submit(files)
-
-    def _next_job(self, packs: list[Pack]) -> list[Pack]:
-        """Packs of one program, so many that all of the engine has something to do."""
-        alike = [pack for pack in packs if (pack.size, pack.shape) == (packs[0].size, packs[0].shape)]
-        share = -(-len(packs) // max(1, self.engine.room()))
-        return alike[: max(1, min(self.limits.packs_per_process, share))]
-
-    def _claimed(self, packs: list[Pack], leases: Leases, pending: dict[Candidate, None]) -> list[Pack]:
-        """The packs with those members alone that nobody else works on, and that are not done."""
-        kept = []
-        for pack in packs:
-            members = tuple(member for member in pack.members if leases.claim(member.name, member.key))
-            done = [member for member in members if self._settled(member)]
-            for member in done:
+            mine = self._claimed(wanted, pending, leases)
+            if begun:
+                job = [replace(begun, members=tuple(mine))] if mine else []
+            else:  # formed anew: with some members gone, another size may fit better
+                job = next_job(form_packs(mine, sizes, strikes), strikes, 1, most)
+            for member in set(mine) - set(_members(job)):
                 leases.release(member.name, member.key)
-                pending.pop(member, None)
-            members = tuple(member for member in members if member not in done)
-            if members:
-                kept.append(Pack(members, min(size for size in self.limits.sizes if size >= len(members))))
-        for member in (member for pack in kept if pack.size != kept[0].size for member in pack.members):
-            leases.release(member.name, member.key)  # of another program now: formed anew
-        return [pack for pack in kept if pack.size == kept[0].size]
+            if job:
+                running |= set(_members(job))
+                files = self._write(job, folder)
+                self._running[files] = job
+                self.engine.submit(files)
 
-    def _write(self, packs: list[Pack]) -> JobFiles:
+    def _claimed(self, wanted: Sequence[Candidate], pending: dict[Candidate, None], leases: Leases) -> list[Candidate]:
+        """Those that nobody else works on, and that nobody has settled meanwhile."""
+        mine = []
+        for candidate in wanted:
+            if not leases.claim(candidate.name, candidate.key):
+                self._elsewhere.add(candidate)
+            elif self._settled(candidate):
+                leases.release(candidate.name, candidate.key)
+                pending.pop(candidate, None)
+            else:
+                mine.append(candidate)
+        return mine
+
+    def _write(self, packs: list[Pack], begun: Path | None) -> JobFiles:
         folder, values = self.store.bookkeeping, []
         for pack in packs:
-            keys = [member.key for member in pack.members]
-            # The same members find the checkpoints that the same pack left.
-            own = folder / "packs" / content_key({"keys": keys, "size": pack.size})[:16]
-            values.append({"members": [self.members[key] for key in keys], "size": pack.size, "folder": str(own)})
+            values.append({"members": [self.members[member.key] for member in pack.members], "size": pack.size})
+            if begun is not None:
+                values[-1]["begun"] = str(begun)
         job = {"config": self.config, "out": str(self.store.root), "packs": values}
         return new_job(folder / "jobs", folder / "compiled", job, **(self.limits.timeouts or {}))
 
     def _finish(self, files: JobFiles, result: ChildResult, leases: Leases) -> list[Candidate]:
         """Records how a job ended; returns its subjects."""
         packs = self._running.pop(files)
-        members = [member for pack in packs for member in pack.members]
-        blamed = packs[min(pack_at_work(files), len(packs) - 1)]
-        self.book.record([(member.name, member.key) for member in blamed.members], result)
+        members = _members(packs)
+        settled = {member for member in members if self._settled(member)}
+        blamed = _blamed(packs, pack_at_work(files), settled)
+        if result.kind == "done" and len(settled) < len(members):
+            # Or it would be run again for ever.
+            result = replace(result, kind="broken", reason="its process ended well, but left no result")
+            blamed = [member for member in members if member not in settled]
+        given_up = self.book.record([(member.name, member.key) for member in blamed], result)
         for member in members:
             leases.release(member.name, member.key)
+        if any(self.store.is_done(member.name, member.key, verify=False) for member in settled):
+            self._breaker.succeeded()
         if result.kind == "done":
             log.info("%d subjects in %.0f s", len(members), result.seconds)
-            self._failing = []
             self.store.remove(files.folder)
         else:
             log.warning("%s: %s (log: %s)", result.kind, result.reason, files.log)
-            self._check_not_all_fail(set(blamed.members), result)
-        self._stopped = self._stopped or result.stopped
+            self._fault = self._fault or self._breaker.failed(blamed, result, bool(given_up))
         return members
 
-    def _check_not_all_fail(self, members: set[Candidate], result: ChildResult) -> None:
-        """A fault of the configuration or the machine would have every subject bisected and given up.
 
-        Raises:
-            JaxboothError: packs without a common subject have failed one after the other.
-        """
-        if result.kind not in ("data", "broken"):
-            return
-        self._failing = [others for others in self._failing if not others & members] + [members]
-        if len(self._failing) >= SAME_FAULT:
-            raise JaxboothError(
-                f"{SAME_FAULT} packs of different subjects failed one after the other, the last with: {result.reason}\n"
-                "That is no single subject's fault. Mend it, then `jaxbooth fleet retry` and run again."
-            )
+def _members(packs: Sequence[Pack]) -> list[Candidate]:
+    return [member for pack in packs for member in pack.members]
+
+
+def _blamed(packs: Sequence[Pack], at_work: int, settled: set[Candidate]) -> list[Candidate]:
+    """Members of the pack that a process died in, and those of earlier ones whose results it was still writing."""
+    at_work = min(at_work, len(packs) - 1)
+    writing = [member for member in _members(packs[:at_work]) if member not in settled]
+    return [*writing, *packs[at_work].members]

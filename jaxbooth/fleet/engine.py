@@ -17,7 +17,11 @@ class Engine(Protocol):
         """Starts a job."""
 
     def wait(self, timeout_s: float) -> list[tuple[JobFiles, ChildResult]]:
-        """Jobs that have ended since the last call; waits for one, but not longer than told."""
+        """Jobs that have ended since the last call; waits for one, but not longer than told.
+
+        One that was told to stop because its machine goes away is no reason to stop the fleet: `stopped` of its result
+        is of its supervisor alone.
+        """
 
 
 class Serial:

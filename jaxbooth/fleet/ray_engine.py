@@ -1,26 +1,31 @@
 """Jobs on a Ray cluster. Ray decides where; what a job is, whether it is done and how often it is tried is ours.
 
-A Ray task is a supervisor only: it starts the job in a process of its own and watches it. Ray reuses its workers, and
-JAX cannot be initialised twice in one process, so that no worker ever imports JAX. If the driver dies, Ray ends its
-workers, and their jobs die with them.
+A Ray task is a supervisor only: it starts the job's process and watches it. Ray reuses its workers, and JAX cannot be
+initialised twice in one process, so that no worker ever imports JAX. If the driver dies, Ray ends its workers, and
+their processes die with them.
 """
 
 import logging
-import os
 import time
-from contextlib import suppress
 
-from jaxbooth.errors import ConfigError
+from jaxbooth.errors import JaxboothError
 from jaxbooth.fleet.child_result import ChildResult
-from jaxbooth.fleet.dispatch import JobFiles, run_job_process
+from jaxbooth.fleet.dispatch import JobFiles, pack_size
+from jaxbooth.fleet.ray_connect import connect
+from jaxbooth.fleet.ray_machines import Machines
+from jaxbooth.fleet.ray_tasks import NOT_RUN, Ended, Tasks
 
 log = logging.getLogger(__name__)
 
-CPUS_PER_JOB = 2  # where there are no accelerators
+POLL_S = 0.5
+MACHINES_S = 3600.0  # without any machine that could take a job
+UNSTARTED = 3  # jobs one after the other that no machine could start
 
 
 class RayEngine:
-    """Runs as many jobs at once as the cluster has accelerators; a context manager that leaves the cluster alone.
+    """Runs as many jobs at once as the cluster has TPU slices, or else GPUs, or else pairs of cores.
+
+    A context manager: leaves no job behind, and the cluster alone.
 
     Args:
         address: `auto` or HOST:PORT of a cluster, `local` for one of this process's own.
@@ -30,23 +35,12 @@ class RayEngine:
     """
 
     def __init__(self, address: str = "local"):
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray would hide accelerators from tasks that ask for none, and the driver asks for none.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            import ray
-        except ImportError:
-            raise ConfigError("`fleet run` needs Ray: pip install 'jaxbooth[fleet]', or use `fleet work`") from None
-        self._ray = ray
-        # Local is said outright: a stale file of an older cluster would be followed otherwise.
-        options = {"include_dashboard": False} if address == "local" else {}
-        try:
-            ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            advice = "Start one, or leave --address out"
-            raise ConfigError(f"--address {address}: no Ray cluster answers ({error}). {advice}") from None
-        self._task = ray.remote(max_retries=0, max_calls=1)(_supervise)
-        self._given: dict = {}  # Ray's reference -> job
+        self._ray = connect(address)
+        self._machines = Machines(self._ray)
+        self._jobs: list[Tasks] = []
+        self._queue: list[JobFiles] = []  # given to us when there was room that has gone since
+        self._unstarted = 0
+        self._had_machines = time.monotonic()
 
     def __enter__(self) -> "RayEngine":
         return self
@@ -55,40 +49,73 @@ class RayEngine:
         self._ray.shutdown()
 
     def room(self) -> int:
-        """Accelerators (or pairs of cores) that no job was given to."""
-        return max(0, self._capacity() - len(self._given))
+        """Slices (or GPUs, or pairs of cores) that no job was given to.
 
-    def _capacity(self) -> int:
-        have = self._ray.cluster_resources()
-        return int(have.get("GPU", 0)) or max(1, int(have.get("CPU", 0)) // CPUS_PER_JOB)
+        Raises:
+            JaxboothError: no machine could take a job for an hour.
+        """
+        room = self._machines.room(len(self._jobs), self._slices()) - len(self._queue)
+        if room > 0 or self._jobs:
+            self._had_machines = time.monotonic()
+        elif time.monotonic() - self._had_machines > MACHINES_S:
+            raise JaxboothError(f"no machine of the Ray cluster could take a job for {MACHINES_S / 60:g} minutes")
+        return max(0, room)
 
     def submit(self, files: JobFiles) -> None:
-        """Queues a job; it starts where there is an accelerator free."""
-        have = self._ray.cluster_resources()
-        if have.get("GPU"):
-            needs = {"num_gpus": 1, "num_cpus": 1}
-        else:
-            needs = {"num_cpus": min(CPUS_PER_JOB, max(1, int(have.get("CPU", 1))))}
-        self._given[self._task.options(**needs).remote(files)] = files
+        """Queues a job; it starts where there is room."""
+        self._queue.append(files)
+        self._place()
 
     def wait(self, timeout_s: float) -> list[tuple[JobFiles, ChildResult]]:
-        """Jobs that have ended; a job whose machine went away counts as killed."""
-        if not self._given:
-            time.sleep(timeout_s)
-            return []
-        ready, _ = self._ray.wait(list(self._given), num_returns=1, timeout=timeout_s)
-        return [(self._given.pop(reference), self._result(reference)) for reference in ready]
+        """Jobs that have ended; a job whose machine went away counts as killed.
 
-    def _result(self, reference) -> ChildResult:
-        try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:
-            reason = f"its machine or Ray worker went away: {str(error).splitlines()[0]}"
-            return ChildResult(137, "infra", reason, "", 0.0)
+        Raises:
+            JaxboothError: job after job could not even be started.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._place()
+            found = self._ended()
+            left = deadline - time.monotonic()
+            if found or left <= 0:
+                return found
+            unfinished = [reference for job in self._jobs for reference in job.unfinished]
+            if unfinished:
+                self._ray.wait(unfinished, num_returns=1, timeout=min(left, POLL_S))
+            else:
+                time.sleep(min(left, POLL_S))
 
+    def _slices(self) -> set[str]:
+        return {job.reservation.slice.name for job in self._jobs if job.reservation is not None}
 
-def _supervise(files: JobFiles) -> ChildResult:
-    """Runs in a Ray worker."""
-    with suppress(OSError):
-        os.umask(0o077)
-    return run_job_process(files)
+    def _place(self) -> None:
+        while self._queue:
+            place = self._machines.take(pack_size(self._queue[0]), self._slices())
+            if place is None:
+                break
+            self._jobs.append(Tasks(self._ray, self._queue.pop(0), *place))
+
+    def _ended(self) -> list[tuple[JobFiles, ChildResult]]:
+        found = [(files, NOT_RUN.result) for files in self._queue if files.stop.exists()]
+        self._queue = [files for files in self._queue if not files.stop.exists()]
+        for job in list(self._jobs):
+            if ended := job.ended():
+                self._jobs.remove(job)
+                self._note(job, ended)
+                found.append((job.files, ended.result))
+        return found
+
+    def _note(self, job: Tasks, ended: Ended) -> None:
+        """Remembers where a job failed for no fault of its own.
+
+        Raises:
+            JaxboothError: it is the third in a row that could not be started.
+        """
+        if job.reservation is not None and ended.result.kind in ("infra", "preempted"):
+            self._machines.blame(job.reservation.slice.name)
+        self._unstarted = self._unstarted + 1 if ended.unstarted else 0
+        if self._unstarted >= UNSTARTED:
+            raise JaxboothError(
+                f"the cluster could not start {UNSTARTED} jobs one after the other: {ended.unstarted}\n"
+                "Every machine needs this version of jaxbooth, and the folder --out at the same path."
+            )

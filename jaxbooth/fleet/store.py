@@ -149,9 +149,13 @@ class OutputStore:
         abandoned = [draft for draft in sorted(self.root.glob("*/.tmp-*")) if is_abandoned(draft, max_age_s)]
         for draft in abandoned:
             self.remove(draft)
-        for left in (self.bookkeeping / "removing").glob("*"):  # by a process that was killed while removing
-            shutil.rmtree(left, ignore_errors=True)
+        self.empty_trash()
         return abandoned
+
+    def empty_trash(self) -> None:
+        """Removes what processes left that were killed while they removed something."""
+        for left in (self.bookkeeping / "removing").glob("*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def remove(self, path: Path) -> None:
         """Removes something of the store, out of sight first: a commit comes before that or fails."""

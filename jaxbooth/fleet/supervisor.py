@@ -17,6 +17,7 @@ from jaxbooth.fleet.log_tail import read_tail
 
 POLL_S = 0.1
 HANG_GRACE_S = 10.0  # from SIGTERM to SIGKILL when it makes no progress
+STARTING = "starting"  # what the step file begins with while the limit of the first step holds again
 STOP_GRACE_S = 120.0  # the same when it was asked to stop: it may have to finish a step and save
 
 
@@ -40,7 +41,8 @@ def run_child(
     Args:
         command: Program and arguments.
         log: Standard output and error are added to it.
-        step_file: The command changes its content or time with every step.
+        step_file: The command changes its content or time with every step. While it begins with `STARTING`, another
+            first step is waited for: the next pack may have class pictures to draw.
         env: The whole environment of the command; default: that of this process.
         startup_timeout_s: Longest time until the step file changes first; compilation is part of it.
         step_timeout_s: Longest time between two changes.
@@ -88,7 +90,7 @@ class _Watch:
 
     def __init__(self, file: Path, startup_s: float, step_s: float, total_s: float | None):
         self._file, self._step_s, self._total_s = file, step_s, total_s
-        self._seen = self._signature()
+        self._startup_s, self._seen = startup_s, self._signature()
         self._limit_s, self._event = startup_s, "first step"
         self._began = self._changed = time.monotonic()
 
@@ -97,7 +99,8 @@ class _Watch:
         now, signature = time.monotonic(), self._signature()
         if signature not in (self._seen, None):
             self._seen, self._changed = signature, now
-            self._limit_s, self._event = self._step_s, "step"
+            starts = signature[1].startswith(STARTING.encode())
+            self._limit_s, self._event = (self._startup_s, "first step") if starts else (self._step_s, "step")
         if now - self._changed > self._limit_s:
             return f"watchdog: no {self._event} for {self._limit_s:g} s"
         if self._total_s is not None and now - self._began > self._total_s:

@@ -9,8 +9,10 @@ from typing import Literal
 from jaxbooth.errors import DataError, list_problems
 from jaxbooth.fleet import leases, private_files
 from jaxbooth.fleet.keys import check_name
+from jaxbooth.fleet.pack_folders import noted_pack
 from jaxbooth.fleet.store import OutputStore
 from jaxbooth.fleet.strikes import StrikeBook
+from jaxbooth.fleet.wanted import forget_wanted
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ def retry(store: OutputStore, names: Iterable[str]) -> list[str]:
 
 
 def purge(store: OutputStore, names: Iterable[str], force: bool = False) -> list[str]:
-    """Removes everything about subjects: results of all keys, attempts, damaged results, strikes, leases.
+    """Removes everything about subjects: results of all keys, attempts, damaged results, strikes, leases, checkpoints.
+
+    They are wanted no more either; a manifest that still has them would bring them back.
 
     Args:
         store: Where the results are.
@@ -71,10 +75,10 @@ def purge(store: OutputStore, names: Iterable[str], force: bool = False) -> list
         raise DataError(
             list_problems("These subjects are being worked on:", held, "Stop their workers first, or force the purge.")
         )
-    book, purged = StrikeBook(store), []
+    book, was_wanted, purged = StrikeBook(store), forget_wanted(store, names), []
     for name in names:
         paths = [path for path in (store.of_subject(name), *_leases_of(store, name)) if path.exists()]
-        if book.forget(name) or paths:
+        if book.forget(name) or paths or name in was_wanted:
             purged.append(name)
         for path in paths:
             store.remove(path)
@@ -82,15 +86,15 @@ def purge(store: OutputStore, names: Iterable[str], force: bool = False) -> list
     for folder in (*(store.bookkeeping / "packs").glob("*"), *(store.bookkeeping / "jobs").glob("*")):
         if _names_in(folder) & set(names):
             store.remove(folder)
+    store.empty_trash()
     return purged
 
 
 def _names_in(folder: Path) -> set[str]:
-    """The subjects of a pack's folder (members.json) or of a job's (job.json)."""
-    listed = private_files.read_json(folder / "members.json") or {}
+    """The subjects of a pack's folder or of a job's (job.json)."""
     job = private_files.read_json(folder / "job.json") or {}
-    members = [member for pack in job.get("packs", ()) for member in pack["members"]]
-    return {*listed.get("names", ()), *(member["subject"]["name"] for member in members)}
+    members = [*noted_pack(folder)[0], *(member for pack in job.get("packs", ()) for member in pack["members"])]
+    return {member["subject"]["name"] for member in members}
 
 
 def _status(store: OutputStore, book: StrikeBook, name: str, key: str, verify: bool) -> SubjectStatus:

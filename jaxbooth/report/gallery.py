@@ -20,6 +20,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 PREVIEWS = {".png", ".jpg", ".jpeg", ".webp"}  # never SVG, which can carry scripts
+GALLERY_FILES = ("index.html", "summary.json")
 SHOWN = 300  # characters of one text on the page; the summary has all
 
 STYLE = """
@@ -71,8 +72,9 @@ def write_gallery(folder: Path, subjects: Sequence[SubjectRecord], title: str) -
     Raises:
         OSError: A file cannot be written; the earlier one is left as it was.
     """
-    _replace(folder / "summary.json", json.dumps(_summary(subjects, title), indent=1, default=_plain) + "\n")
-    _replace(folder / "index.html", _page(subjects, title))
+    page, summary = (folder / name for name in GALLERY_FILES)
+    _replace(summary, json.dumps(_summary(subjects, title), indent=1, default=_plain) + "\n")
+    _replace(page, _page(subjects, title))
 
 
 def _summary(subjects: Sequence[SubjectRecord], title: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxbooth.errors import MethodError
 from jaxbooth.methods.base import Method
 from jaxbooth.nn.surgery import Statistic
 from jaxbooth.pipeline import StableDiffusion
-from jaxbooth.sharding import adapter_sharding, log_replicated, replicated
+from jaxbooth.sharding import adapter_sharding, log_replicated, parameter_sharding, replicated
 from jaxbooth.training.pack import Terms, key_data
 from jaxbooth.types import SubjectText
 
@@ -102,38 +103,79 @@ def init_state(
         MethodError: nothing is trainable.
     """
     graphdef0, state0 = nnx.split(trainable_tree(method, sd))
-    plain = flatten(state0)
+    plain, attach = flatten(state0), partial(_attach, method, graphdef0)
     numbers = jnp.asarray([one.number for one in terms])
     keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(key_data(terms))), numbers)
-
-    def attached(plain, key, text):
-        return split_attached(method, nnx.merge(graphdef0, unflatten(plain)), key, text)
-
     # Once for real, for the structure and the frozen arrays (no copies); below once more for each subject.
-    graphdef, adapter, _, base = attached(plain, keys[0], jax.tree.map(lambda x: x[0], texts))
-    if not adapter:
-        raise MethodError(f"{type(method).__name__} found nothing to train in {sd.family.name}")
-    given = {name: plain[name] for name in adapter if name in plain}  # trained in place: donated
-    kept = {name: value for name, value in plain.items() if name not in given}
-
-    def make(given, kept, keys, texts):
-        both = jax.vmap(lambda key, text: attached({**given, **kept}, key, text)[1:3])(keys, texts)
-        adapter, statistics = jax.tree.map(lambda value: value.astype(jnp.float32), both)
-        # A copy, or the compiler would give both the same buffer and donation would fail.
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            adapter=adapter,
-            opt_state=jax.vmap(tx.init)(adapter),
-            ema=jax.tree.map(jnp.copy, adapter) if ema else None,
-            ended=jnp.zeros(len(terms), jnp.int32),
-            statistics=statistics,
-        )
-
+    graphdef, adapter, _, base = attach(plain, keys[0], jax.tree.map(lambda x: x[0], texts))
+    given, kept = _given_and_kept(plain, adapter, method, sd)
+    make = partial(_make_state, attach, tx, ema)
     abstract = jax.eval_shape(make, given, kept, keys, texts)
     shardings = state_shardings(abstract, mesh)
     log_replicated({name: leaf.shape[1:] for name, leaf in abstract.adapter.items()}, mesh)
     state = jax.jit(make, donate_argnums=0, out_shardings=shardings)(given, kept, keys, texts)
     return Split(graphdef, base), state
+
+
+def abstract_state(
+    method: Method, sd: StableDiffusion, subjects: int, tx: optax.GradientTransformation, mesh: Mesh,
+    ema: bool = False, texts: SubjectText | None = None,
+) -> tuple[Split, TrainState]:  # fmt: skip
+    """Shapes, dtypes and layout of what `init_state` returns, without an array: for the compiler alone.
+
+    Args:
+        sd: A model without weights (`nnx.eval_shape` of `pipeline.build`), or one with.
+        subjects: Length of the subject axis.
+        texts: Shapes of each subject's words `[s, ...]`, for methods with new tokens.
+
+    Raises:
+        MethodError: nothing is trainable.
+    """
+    graphdef0, state0 = nnx.split(trainable_tree(method, sd))
+    plain, attach = flatten(state0), partial(_attach, method, graphdef0)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), subjects))
+    graphdef, adapter, _, base = jax.eval_shape(
+        lambda plain, keys, texts: attach(plain, keys[0], jax.tree.map(lambda x: x[0], texts)), plain, keys, texts
+    )
+    given, kept = _given_and_kept(plain, adapter, method, sd)
+    state = jax.eval_shape(partial(_make_state, attach, tx, ema), given, kept, keys, texts)
+    layouts = (
+        state_shardings(state, mesh),
+        {name: parameter_sharding(leaf.shape, mesh) for name, leaf in base.items()},
+    )
+    state, base = jax.tree.map(
+        lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), (state, base), layouts
+    )
+    return Split(graphdef, base), state
+
+
+def _attach(method: Method, graphdef: nnx.GraphDef, plain: Flat, key, text: SubjectText | None):
+    return split_attached(method, nnx.merge(graphdef, unflatten(plain)), key, text)
+
+
+def _given_and_kept(plain: Flat, adapter: Flat, method: Method, sd: StableDiffusion) -> tuple[Flat, Flat]:
+    """The arrays that train in place, which are donated, and the others."""
+    if not adapter:
+        raise MethodError(f"{type(method).__name__} found nothing to train in {sd.family.name}")
+    given = {name: plain[name] for name in adapter if name in plain}
+    return given, {name: value for name, value in plain.items() if name not in given}
+
+
+def _make_state(
+    attach, tx: optax.GradientTransformation, ema: bool, given: Flat, kept: Flat, keys, texts
+) -> TrainState:
+    """Every subject's adapter and optimiser state, from the model's arrays and a key for each."""
+    both = jax.vmap(lambda key, text: attach({**given, **kept}, key, text)[1:3])(keys, texts)
+    adapter, statistics = jax.tree.map(lambda value: value.astype(jnp.float32), both)
+    # A copy, or the compiler would give both the same buffer and donation would fail.
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        adapter=adapter,
+        opt_state=jax.vmap(tx.init)(adapter),
+        ema=jax.tree.map(jnp.copy, adapter) if ema else None,
+        ended=jnp.zeros(keys.shape[0], jnp.int32),
+        statistics=statistics,
+    )
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:

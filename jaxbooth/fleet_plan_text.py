@@ -1,0 +1,106 @@
+"""A fleet's plan in words and figures; what is measured, given and merely a bound is told apart."""
+
+from collections import Counter
+
+from jaxbooth.fleet_plan import FleetPlan
+from jaxbooth.planning.chips import chip_of
+from jaxbooth.planning.plan import StepPlan
+
+GIB = 2**30
+
+
+def describe_plan(plan: FleetPlan) -> list[str]:
+    """The lines that `jaxbooth fleet plan` prints."""
+    return [*_what(plan), *_verdicts(plan), *_frozen(plan), *_packs(plan), *_time(plan), *_price(plan)]
+
+
+def _what(plan: FleetPlan) -> list[str]:
+    config, step, machine = plan.config, plan.step, plan.machine
+    device = machine.devices[0]
+    chip, memory = chip_of(device.device_kind), machine.memory_bytes
+    if memory is None and chip is not None:
+        memory = chip.memory_bytes
+    room = f", {memory / GIB:.2f} GiB each" if memory is not None else ""
+    peaks = f" (peaks: {chip.source})" if chip is not None else ""
+    return [
+        f"fleet: {len(plan.manifest.entries):,} subjects, {config.method.type} on {config.base.path}, "
+        f"{step.resolution} px, {step.dtype}, {step.rows} rows a subject and step, {config.train.steps:,} steps",
+        f"machine: {machine.name}, {len(machine.devices)} x {device.device_kind}{room}{peaks}",
+    ]
+
+
+def _verdicts(plan: FleetPlan) -> list[str]:
+    if not plan.plans:
+        return ["the compiler was not asked: that packs of this size fit is taken on trust"]
+    lines = ["the compiler's verdict on a pack, figures of one device and step:"]
+    return lines + [f"  {_verdict(found)}" for _, found in sorted(plan.plans.items())]
+
+
+def _verdict(found: StepPlan) -> str:
+    size = f"{found.subjects:>4} subjects"
+    seconds = f"compiled in {found.compile_seconds:.0f} s"
+    needed = "more than there is" if found.needed_bytes is None else f"{found.needed_bytes / GIB:.2f} GiB"
+    room = "" if found.available_bytes is None else f" of {found.available_bytes / GIB:.2f}"
+    if found.memory is None:
+        return f"{size}: does not fit, needs {needed}{room} ({seconds})"
+    memory = found.memory
+    parts = f"arguments {memory.arguments / GIB:.2f}, temporaries {memory.temporaries / GIB:.2f}"
+    moved = ", ".join(f"{kind} {one.bytes / 1e6:,.1f} MB in {one.count}" for kind, one in found.collectives.items())
+    bound = ""
+    if found.least_seconds is not None:
+        bound = f", {found.least_seconds:.4f} s at the least (bound by {found.bound_by})"
+    return (
+        f"{size}: {'fits' if found.fits else 'does not fit'}, {needed}{room} ({parts}); "
+        f"{found.flops / 1e12:,.3f} TFLOP, {found.bytes_accessed / 1e9:,.2f} GB accessed{bound}; "
+        f"collectives: {moved or 'none'} ({seconds})"
+    )
+
+
+def _frozen(plan: FleetPlan) -> list[str]:
+    """Whether the base is read once for all subjects, as two sizes show it."""
+    known = {size: found for size, found in sorted(plan.plans.items()) if found.base_bytes_moved}
+    if len(known) < 2:
+        return []
+    moved = ", ".join(f"{found.base_bytes_moved / 1e9:,.2f} GB at {size}" for size, found in known.items())
+    size = max(found.arguments.get("base", 0) for found in known.values())
+    return [f"frozen weights: {size / 1e9:,.2f} GB on each device; using them moves {moved} subjects a step"]
+
+
+def _packs(plan: FleetPlan) -> list[str]:
+    if plan.size is None:
+        return [
+            "no pack fits. Less memory is needed with base.remat=true, a smaller data.resolution or train.batch_size, "
+            "train.gradient_accumulation_steps, or weights spread over devices (mesh.fsdp)."
+        ]
+    counts = Counter(plan.places(pack) for pack in plan.packs)
+    packs = ", ".join(f"{count:,} of {places}" for places, count in sorted(counts.items(), reverse=True))
+    empty = sum(plan.places(pack) - len(pack.members) for pack in plan.packs)
+    return [f"packs: {packs} places, {empty} of them empty (--pack-size {plan.size})"]
+
+
+def _time(plan: FleetPlan) -> list[str]:
+    if plan.size is None:
+        return []
+    hours, kind = plan.hours, plan.machine.devices[0].device_kind
+    if hours is None:
+        return [f"hours: unknown, there is no bound for {kind}: measure a step of a full pack and give --step-seconds"]
+    per_subject = 60 * hours / len(plan.manifest.entries)
+    figures = f"{hours:,.2f} hours of this machine, {per_subject:,.2f} minutes a subject"
+    if plan.step_seconds is not None:
+        source = f"by the {plan.step_seconds:g} s a step of {plan.size} subjects that you gave"
+    else:
+        bound = f"{plan.seconds(plan.size):.4f} s a step of {plan.size} subjects at the peaks of the chip"
+        source, figures = f"a bound, not a measurement: {bound}", f"at least {figures}"
+    return [
+        f"training: {figures} ({source})",
+        "  not counted: loading, compilation, encoding, class pictures, previews, exports; nor what early stop saves",
+    ]
+
+
+def _price(plan: FleetPlan) -> list[str]:
+    if plan.price_per_hour is None or plan.hours is None:
+        return []
+    total = plan.hours * plan.price_per_hour
+    least = "" if plan.step_seconds is not None else "at least "
+    each = total / len(plan.manifest.entries)
+    return [f"price: {least}{total:,.2f} in all, {each:,.4f} a subject, at {plan.price_per_hour:g} an hour (given)"]

@@ -1,0 +1,1 @@
+"""What a training step needs of a machine, asked of the compiler before the machine is rented."""

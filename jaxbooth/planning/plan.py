@@ -1,0 +1,169 @@
+"""The verdict on a training step: compiled for the devices it is meant for, measured without being run."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxbooth.planning.chips import chip_of
+from jaxbooth.planning.hlo import Collective, Program
+from jaxbooth.planning.step import StepRecipe, lower_step
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# Both ways in which XLA refuses a program: `... required (16.00G) exceeds available HBM (15.75G)` and, of old,
+# `Used 16.00G of 15.75G hbm`.
+REFUSALS = (
+    re.compile(r"required[^(]*\(([\d.]+)([KMGT]?)B?\) exceeds available HBM \(([\d.]+)([KMGT]?)B?\)"),
+    re.compile(r"Used ([\d.]+)([KMGT]?)B? of ([\d.]+)([KMGT]?)B? hbm"),
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device while a step runs."""
+
+    arguments: int  # weights, optimiser state and batch
+    output: int  # the new state
+    alias: int  # the part of it that takes the old state's place
+    temporaries: int
+    code: int
+
+    @property
+    def peak(self) -> int:
+        """All of it together."""
+        return self.arguments + self.output - self.alias + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one step of a pack needs; figures are those of one device, the compiler's own where it gave them.
+
+    Attributes:
+        subjects: Places in the pack.
+        devices: Their number.
+        mesh: Devices along each axis.
+        device_kind: What JAX calls them.
+        fits: Whether the step finds room.
+        needed_bytes: At the peak; None if the compiler refused without a number.
+        available_bytes: What there is; None if nobody knows.
+        memory: Its parts; None where the compiler refused.
+        arguments: Bytes of `base`, `state` and `batch`.
+        flops: Of one step.
+        bytes_accessed: Read and written by one step, as XLA counts them.
+        collectives: By kind.
+        base_bytes_moved: Bytes that using the frozen weights moves in a step; the same for any number of subjects,
+            unless they are fetched for each of them.
+        compile_seconds: Time that the compiler took here.
+    """
+
+    subjects: int
+    devices: int
+    mesh: dict[str, int]
+    device_kind: str
+    fits: bool
+    needed_bytes: int | None
+    available_bytes: int | None
+    memory: Memory | None = None
+    arguments: Mapping[str, int] | None = None
+    flops: float | None = None
+    bytes_accessed: float | None = None
+    collectives: Mapping[str, Collective] | None = None
+    base_bytes_moved: int | None = None
+    compile_seconds: float | None = None
+
+    @property
+    def least_seconds(self) -> float | None:
+        """Roofline: no step can be faster than its products at the chip's peak, nor than its bytes at full bandwidth.
+
+        None for devices whose peaks are not in the table.
+        """
+        times = self._times()
+        return max(times.values()) if times else None
+
+    @property
+    def bound_by(self) -> str | None:
+        """Which of the two takes longer: `flops` or `bytes`."""
+        times = self._times()
+        return max(times, key=times.get) if times else None
+
+    def _times(self) -> dict[str, float]:
+        chip = chip_of(self.device_kind)
+        if chip is None or self.flops is None or self.bytes_accessed is None:
+            return {}
+        return {"flops": self.flops / chip.flops, "bytes": self.bytes_accessed / chip.bandwidth}
+
+
+def plan_step(
+    recipe: StepRecipe,
+    subjects: int,
+    mesh: Mesh,
+    *,
+    memory_bytes: int | None = None,
+    compiler_options: dict[str, Any] | None = None,
+) -> StepPlan:
+    """Compiles the step of a pack for the mesh's devices, real or described, and reads off what it needs.
+
+    Args:
+        recipe: The step.
+        subjects: Size of the pack.
+        mesh: Whose devices it is compiled for.
+        memory_bytes: What a step may take of each device; default: the compiler's own limit, where it has one (TPUs),
+            else what the table of chips says.
+        compiler_options: For XLA.
+
+    Raises:
+        MeshError: Subjects or rows do not divide over the mesh.
+        MethodError: Nothing is trainable.
+    """
+    lowered, kind = lower_step(recipe, subjects, mesh), mesh.devices.flat[0].device_kind
+    chip = chip_of(kind)
+    available = memory_bytes if memory_bytes is not None else chip.memory_bytes if chip else None
+    facts = {"subjects": subjects, "devices": mesh.size, "mesh": dict(mesh.shape), "device_kind": kind}
+    began = time.monotonic()
+    try:
+        compiled = lowered.compile(compiler_options=compiler_options)
+    except jax.errors.JaxRuntimeError as error:
+        if not _out_of_memory(str(error)):
+            raise
+        needed, limit = refusal(str(error))
+        facts |= {"fits": False, "needed_bytes": needed, "available_bytes": limit or available}
+        return StepPlan(**facts, compile_seconds=time.monotonic() - began)
+    facts |= {"compile_seconds": time.monotonic() - began, "available_bytes": available} | _measured(compiled)
+    # A compiler that checks memory itself has said that it fits; it knows better than the sum of the parts.
+    checked = memory_bytes is None and kind.startswith("TPU")
+    return StepPlan(**facts, fits=checked or available is None or facts["needed_bytes"] <= available)
+
+
+def _measured(compiled: jax.stages.Compiled) -> dict[str, Any]:
+    found, costs, program = compiled.memory_analysis(), compiled.cost_analysis() or {}, Program(compiled.as_text())
+    memory = Memory(
+        found.argument_size_in_bytes, found.output_size_in_bytes, found.alias_size_in_bytes,
+        found.temp_size_in_bytes, found.generated_code_size_in_bytes,
+    )  # fmt: skip
+    return {
+        "memory": memory,
+        "needed_bytes": memory.peak,
+        "arguments": program.arguments(),
+        "flops": costs.get("flops"),
+        "bytes_accessed": costs.get("bytes accessed"),
+        "collectives": program.collectives(),
+        "base_bytes_moved": program.moved("base"),
+    }
+
+
+def refusal(message: str) -> tuple[int | None, int | None]:
+    """Needed and available bytes in the message of a compiler that found no room; None where it does not say."""
+    for pattern in REFUSALS:
+        if found := pattern.search(message):
+            needed, unit, available, other = found.groups()
+            return int(float(needed) * UNITS[unit]), int(float(available) * UNITS[other])
+    return None, None
+
+
+def _out_of_memory(message: str) -> bool:
+    """Of the device's own memory: programs that overflow a core's fast memory are faults of the program."""
+    return "RESOURCE_EXHAUSTED" in message and "hbm" in message.lower()

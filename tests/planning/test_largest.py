@@ -1,0 +1,53 @@
+import pytest
+from small_recipe import said
+
+from jaxbooth.planning.largest import largest_pack, sizes_to_try
+
+
+def asked(room: int, sizes, first) -> tuple[list[int], int | None]:
+    """Sizes in the order in which the compiler was asked, and the answer, where packs up to `room` fit."""
+    order = []
+
+    def plan(size):
+        order.append(size)
+        return said(size, size <= room)
+
+    plans = largest_pack(plan, sizes, first)
+    assert list(plans) == order and len(set(order)) == len(order)
+    return order, max((size for size in plans if plans[size].fits), default=None)
+
+
+def test_sizes_end_with_the_first_that_holds_everybody():
+    assert sizes_to_try(lambda size: True, 20) == [1, 2, 3, 4, 6, 8, 12, 16, 24]
+    assert sizes_to_try(lambda size: True, 16) == [1, 2, 3, 4, 6, 8, 12, 16]
+    assert sizes_to_try(lambda size: size % 8 == 0, 20) == [8, 16, 24]
+    assert sizes_to_try(lambda size: size % 8 == 0, 1) == [8]
+    assert sizes_to_try(lambda size: False, 20) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "order", "answer"),
+    [
+        (8, [8, 16, 12], 8),
+        (14, [8, 16, 12], 12),
+        (100, [8, 16, 32, 64, 128, 96], 96),
+        (1000, [8, 16, 32, 64, 128], 128),
+        (5, [8, 6, 4], 4),
+        (1, [8, 6, 4, 3, 2, 1], 1),
+        (0, [8, 6, 4, 3, 2, 1], None),
+    ],
+)
+def test_the_compiler_is_asked_for_few_sizes(room, order, answer):
+    sizes = sizes_to_try(lambda size: True, 128)
+    assert asked(room, sizes, 8) == (order, answer)
+
+
+def test_the_answer_is_the_largest_of_the_sizes_that_fits():
+    sizes = sizes_to_try(lambda size: True, 300)
+    for room in range(1, 400):
+        assert asked(room, sizes, 8)[1] == max(size for size in sizes if size <= room)
+
+
+def test_where_there_is_one_size_it_is_asked_for():
+    assert asked(8, [8], 8) == ([8], 8)
+    assert asked(7, [8], 8) == ([8], None)
