@@ -45,13 +45,13 @@ def _verdict(found: StepPlan) -> str:
         return f"{size}: does not fit, needs {needed}{room} ({seconds})"
     memory = found.memory
     parts = f"arguments {memory.arguments / GIB:.2f}, temporaries {memory.temporaries / GIB:.2f}"
-    moved = ", ".join(f"{kind} {one.bytes / 1e6:,.1f} MB in {one.count}" for kind, one in found.collectives.items())
+    moved = ", ".join(f"{_si(one.bytes)}B in {one.count} {kind}" for kind, one in found.collectives.items())
     bound = ""
     if found.least_seconds is not None:
-        bound = f", {found.least_seconds:.4f} s at the least (bound by {found.bound_by})"
+        bound = f", {found.least_seconds:.3g} s at the least (bound by {found.bound_by})"
     return (
         f"{size}: {'fits' if found.fits else 'does not fit'}, {needed}{room} ({parts}); "
-        f"{found.flops / 1e12:,.3f} TFLOP, {found.bytes_accessed / 1e9:,.2f} GB accessed{bound}; "
+        f"{_si(found.flops)}FLOP, {_si(found.bytes_accessed)}B accessed{bound}; "
         f"collectives: {moved or 'none'} ({seconds})"
     )
 
@@ -61,9 +61,9 @@ def _frozen(plan: FleetPlan) -> list[str]:
     known = {size: found for size, found in sorted(plan.plans.items()) if found.base_bytes_moved}
     if len(known) < 2:
         return []
-    moved = ", ".join(f"{found.base_bytes_moved / 1e9:,.2f} GB at {size}" for size, found in known.items())
+    moved = ", ".join(f"{_si(found.base_bytes_moved)}B at {size}" for size, found in known.items())
     size = max(found.arguments.get("base", 0) for found in known.values())
-    return [f"frozen weights: {size / 1e9:,.2f} GB on each device; using them moves {moved} subjects a step"]
+    return [f"frozen weights: {_si(size)}B on each device; using them moves {moved} subjects a step"]
 
 
 def _packs(plan: FleetPlan) -> list[str]:
@@ -85,11 +85,11 @@ def _time(plan: FleetPlan) -> list[str]:
     if hours is None:
         return [f"hours: unknown, there is no bound for {kind}: measure a step of a full pack and give --step-seconds"]
     per_subject = 60 * hours / len(plan.manifest.entries)
-    figures = f"{hours:,.2f} hours of this machine, {per_subject:,.2f} minutes a subject"
+    figures = f"{_figures(hours)} hours of this machine, {_figures(per_subject)} minutes a subject"
     if plan.step_seconds is not None:
         source = f"by the {plan.step_seconds:g} s a step of {plan.size} subjects that you gave"
     else:
-        bound = f"{plan.seconds(plan.size):.4f} s a step of {plan.size} subjects at the peaks of the chip"
+        bound = f"{plan.seconds(plan.size):.3g} s a step of {plan.size} subjects at the peaks of the chip"
         source, figures = f"a bound, not a measurement: {bound}", f"at least {figures}"
     return [
         f"training: {figures} ({source})",
@@ -104,3 +104,13 @@ def _price(plan: FleetPlan) -> list[str]:
     least = "" if plan.step_seconds is not None else "at least "
     each = total / len(plan.manifest.entries)
     return [f"price: {least}{total:,.2f} in all, {each:,.4f} a subject, at {plan.price_per_hour:g} an hour (given)"]
+
+
+def _si(amount: float) -> str:
+    """Three figures and a prefix: 3.92e12 -> `3.92 T`."""
+    power = min(4, max(0, (len(str(int(amount))) - 1) // 3))
+    return f"{amount / 1000**power:.3g} {['', 'k', 'M', 'G', 'T'][power]}"
+
+
+def _figures(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"

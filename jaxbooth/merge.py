@@ -85,7 +85,7 @@ def merge_runs(sources: list[Path], out: Path, how: How | None = None, strengths
 def write_concepts(runs: list[TrainedRun], out: Path) -> list[str]:
     """Each run's Perfusion concepts as files in OUT, after trying that they go together; returns their names."""
     concepts = [concept for run in runs for concept in perfusion_concepts(run.source())]
-    gate_together(runs[0].sd, runs[0].sd.concepts, concepts, runs[0].base_digest)
+    gate_together(runs[0].sd, runs[0].attached().concepts.metric, concepts, runs[0].base_digest)
     out.mkdir(parents=True, exist_ok=True)
     names = [f"concept-{number}.safetensors" for number in range(len(concepts))]
     for concept, name in zip(concepts, names, strict=True):

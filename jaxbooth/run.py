@@ -24,7 +24,7 @@ from jaxbooth.previews import draw_contact_sheet, draw_samples
 from jaxbooth.run_folder import versions
 from jaxbooth.trained import TrainedRun, abstract, fingerprint, load_base, optimizer, start
 from jaxbooth.training.checkpoint import CheckpointStore
-from jaxbooth.training.early_stop import EarlyStop, all_ended, make_fixed_loss
+from jaxbooth.training.early_stop import EarlyStop, all_ended, bind_fixed_loss, fixed_loss_program
 from jaxbooth.training.loop import LoopConfig, train
 from jaxbooth.training.pack import pack_arrays
 from jaxbooth.training.state import Split, TrainState
@@ -79,9 +79,9 @@ def fit(
     """
     config, run = prepared.config, prepared.run
     split, state = start(prepared, sd)
-    step = (steps or CompiledSteps()).step(prepared, split, state)
+    steps = steps or CompiledSteps()
+    step, watch = steps.step(prepared, split, state), steps.watch_fixed_rows(prepared, split, state, stream)
     last_step, saving = max(terms.steps for terms in prepared.terms), config.checkpoint
-    watch = watch_fixed_rows(prepared, split, state, stream) if config.train.early_stop else None
     with CheckpointStore(run.checkpoints, keep=saving.keep, fingerprint=fingerprint(prepared, digest)) as store:
         restored = store.restore_newest(abstract(state, prepared.mesh))
         if restored is not None:
@@ -161,33 +161,40 @@ def prior_images(prepared: Prepared, sd: StableDiffusion, digest: str) -> list[t
 
 
 class CompiledSteps:
-    """Training steps of one configuration: runs whose subjects alone differ share one program."""
+    """What is compiled to train by one configuration: runs whose subjects alone differ share the programs."""
 
     def __init__(self):
-        self._steps: dict[tuple, Callable] = {}
+        self._known: dict[tuple, Callable] = {}
 
     def step(self, prepared: Prepared, split: Split, state: TrainState) -> Callable:
         """The jitted `(state, batch) -> (state, metrics)`."""
         config = prepared.config
-        leaves, structure = jax.tree.flatten((state, split.base))
-        key = (split.graphdef, prepared.mesh, structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
-        if key not in self._steps:
-            # Without the base's arrays, which would be kept alive.
-            self._steps[key] = make_train_step(
-                config.method, Split(split.graphdef, {}), optimizer(config), prepared.objective, prepared.mesh, state,
-                accumulation=config.train.gradient_accumulation_steps, ema_decay=config.train.ema_decay,
-            )  # fmt: skip
-        step, pack = self._steps[key], pack_arrays(prepared.terms, prepared.mesh)
+        step = self._once(
+            make_train_step, prepared, split, state, optimizer(config), prepared.objective, prepared.mesh, state,
+            accumulation=config.train.gradient_accumulation_steps, ema_decay=config.train.ema_decay,
+        )  # fmt: skip
+        pack = pack_arrays(prepared.terms, prepared.mesh)
         return lambda state, batch: step(state, split.base, batch, pack)
 
+    def watch_fixed_rows(
+        self, prepared: Prepared, split: Split, state: TrainState, stream: BatchStream
+    ) -> EarlyStop | None:
+        """Early stopping by the rows of the first step, if it is configured."""
+        config, mesh = prepared.config, prepared.mesh
+        if config.train.early_stop is None:
+            return None
+        program = self._once(fixed_loss_program, prepared, split, state, prepared.objective, mesh, state)
+        fixed_loss = bind_fixed_loss(program, split.base, stream.device_batch(0), pack_arrays(prepared.terms, mesh))
+        return EarlyStop(config.train.early_stop, fixed_loss, prepared.run.path / "fixed_loss.jsonl", prepared.learning)
 
-def watch_fixed_rows(prepared: Prepared, split: Split, state: TrainState, stream: BatchStream) -> EarlyStop:
-    """Early stopping by the rows of the first step."""
-    method, objective, mesh = prepared.config.method, prepared.objective, prepared.mesh
-    pack = pack_arrays(prepared.terms, mesh)
-    fixed_loss = make_fixed_loss(method, split, objective, mesh, state, stream.device_batch(0), pack)
-    file = prepared.run.path / "fixed_loss.jsonl"
-    return EarlyStop(prepared.config.train.early_stop, fixed_loss, file, prepared.learning)
+    def _once(self, build: Callable, prepared: Prepared, split: Split, state: TrainState, *arguments, **options):
+        leaves, structure = jax.tree.flatten((state, split.base))
+        shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+        key = (build, split.graphdef, prepared.mesh, structure, *shapes)
+        if key not in self._known:
+            # Without the base's arrays, which would be kept alive.
+            self._known[key] = build(prepared.config.method, Split(split.graphdef, {}), *arguments, **options)
+        return self._known[key]
 
 
 def draw_prior(config: Config) -> list[Path]:

@@ -30,7 +30,7 @@ from jaxbooth.trained import load_any
 HERE, PER_PLACE = Path(__file__).parent, 4
 PAIR = DEMO_SUBJECTS[:2]  # dog, cat
 MERGED = ("lora", "custom_diffusion", "perfusion")
-JOINT = {"joint": [], "joint, collages": ["train.collage_share=0.5", "data.mask=sidecar", "data.unmasked_weight=1.0"]}
+JOINT = {"joint": [], "joint, collages": ["train.collage_share=0.3", "data.mask=sidecar"]}
 
 
 def token(method: str, subject: DemoSubject) -> str:

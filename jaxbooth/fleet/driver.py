@@ -134,7 +134,7 @@ class Driver:
         running = {member for packs in self._running.values() for member in _members(packs)}
         while (room := self.engine.room()) > 0:
             free = [one for one in pending if one not in running and one not in self._elsewhere]
-            begun, folder = begun_pack(self.store, free, strikes) or (None, None)
+            begun, folder = begun_pack(self.store, free, strikes, max(sizes)) or (None, None)
             wanted = _members([begun] if begun else next_job(form_packs(free, sizes, strikes), strikes, room, most))
             if not wanted:
                 self._elsewhere.clear()  # next time they are asked for again

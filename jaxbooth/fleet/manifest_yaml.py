@@ -17,6 +17,7 @@ STRING = "tag:yaml.org,2002:str"
 MAX_DIGITS = 100  # of what is not a text
 MAX_DEPTH = 20  # libyaml's time grows with the square of the depth
 _BREAK = re.compile("\r\n|[\r\n]")
+TOO_DEEP = "nested too deeply"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -77,6 +78,8 @@ def _read(text: str, place: Place, problems: Problems, document: Callable[["_Eve
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         said = ", ".join(part for part in (error.context, error.problem) if part)
+        if "maximum nesting depth" in said:  # some versions of libyaml have a limit of their own
+            said = TOO_DEEP
         problems.add(place._replace(line=line), f"is not YAML from here on ({said})")
     finally:
         events.loader.dispose()
@@ -136,7 +139,7 @@ class _Events:
             usable &= self.check(inner)
             depth += isinstance(inner, yaml.CollectionStartEvent) - isinstance(inner, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=inner.start_mark)
+                raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=inner.start_mark)
         if not usable:
             return BROKEN
         return [] if isinstance(event, yaml.SequenceStartEvent) else {}

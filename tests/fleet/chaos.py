@@ -192,7 +192,7 @@ class Drivers:
 
 def run(drivers: Drivers, results: Results, killer: Killer, report: Report) -> None:
     """Until a driver says that all is done."""
-    driver, second, since = drivers.start(), None, 0.0
+    driver, second, began, since = drivers.start(), None, time.monotonic(), 0.0
     deaths, death = [share * report.subjects for share in DRIVER_DIES], None
     two = [share * report.subjects for share in TWO_DRIVERS]
     try:
@@ -214,7 +214,7 @@ def run(drivers: Drivers, results: Results, killer: Killer, report: Report) -> N
                 del two[0]
                 second.terminate()
                 report.seconds_of_two_drivers = time.monotonic() - since
-            if time.monotonic() - (results.times or [time.monotonic()])[-1] > STUCK_S:
+            if time.monotonic() - max([began, *results.times]) > STUCK_S:
                 report.wrong.append(f"no result for {STUCK_S:g} s")
                 break
         if code != 0:
@@ -284,6 +284,7 @@ def main() -> int:
     names = [row["name"] for row in yaml.safe_load(manifest.read_text())["subjects"]]
     results = Results(out / "fleet", names, report)
     killer = Killer(out / "fleet" / ".fleet" / "jobs", options.kill, options.seed, report)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no driver is left
     began = time.monotonic()
     with environment(out) as env:
         run(Drivers([*command, *options.overrides], out, env), results, killer, report)

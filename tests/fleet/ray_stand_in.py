@@ -43,6 +43,7 @@ elif hosts > 1:
 members = [member for pack in job["packs"] for member in pack["members"]]
 write_json(pathlib.Path(config["notes"]) / f"{os.getpid()}.json", {
     "names": [member["name"] for member in members], "pid": os.getpid(), "rank": rank, "hosts": hosts,
+    "nice": os.nice(0),
     "environment": {key: value for key, value in os.environ.items() if key.startswith(("JAX_", "TPU_", "SLURM_"))},
 })
 if code := config.get("exit", {}).get(str(rank)):

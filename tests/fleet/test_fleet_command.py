@@ -83,7 +83,7 @@ def test_a_process_that_is_killed_is_started_again_from_its_checkpoint(undisturb
 
 def test_when_the_command_is_killed_nothing_of_it_lives_and_it_can_be_run_again(undisturbed):
     with Command(undisturbed, *WORK, "dead") as command:
-        command.until(lambda: steps_of(undisturbed, "dead") >= 7)
+        command.until(lambda: len(checkpoints_of(undisturbed, "dead")) > 0 and steps_of(undisturbed, "dead") >= 7)
         (child,) = children_that_train(undisturbed / "dead")
         os.kill(command.process.pid, signal.SIGKILL)
         command.finish()

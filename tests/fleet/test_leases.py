@@ -60,10 +60,10 @@ def test_a_stale_lease_is_taken_over_and_its_owner_learns_of_it(store):
 
 
 def test_heartbeats_keep_a_lease_beyond_its_expiry_and_the_end_gives_it_back(store):
-    with Leases(store, heartbeat_s=0.05, expiry_s=0.4) as mine:
+    with Leases(store, heartbeat_s=0.2, expiry_s=1.5) as mine:
         mine.claim("toy", KEY)
-        for _ in range(16):
-            time.sleep(0.05)
+        for _ in range(11):
+            time.sleep(0.2)
             assert holder(store, "toy", KEY) == mine.owner
     assert not lease_file(store).exists()
 

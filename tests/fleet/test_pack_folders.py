@@ -47,15 +47,16 @@ def test_folders_of_packs_whose_members_are_all_settled_go(store):
 
 def test_a_pack_that_was_begun_is_found_as_long_as_the_rest_of_it_is_done(store):
     one, two, three, four = wanted = candidates(4)
-    assert begun_pack(store, wanted, {}) is None
+    assert begun_pack(store, wanted, {}, 16) is None
     folder = pack_of(store, one, two, three, size=16)
-    assert begun_pack(store, wanted, {}) == (Pack((one, two, three), 16), folder)
-    assert begun_pack(store, [one, two, four], {}) is None  # the third is somebody else's, or not wanted any more
+    assert begun_pack(store, wanted, {}, 16) == (Pack((one, two, three), 16), folder)
+    assert begun_pack(store, wanted, {}, 4) is None  # packs are to be smaller now
+    assert begun_pack(store, [one, two, four], {}, 16) is None  # the third is somebody else's, or not wanted any more
     StrikeBook(store).fail(three.name, three.key, "training broke down")
-    assert begun_pack(store, [one, two, four], {}) == (Pack((one, two), 16), folder)
+    assert begun_pack(store, [one, two, four], {}, 16) == (Pack((one, two), 16), folder)
     commit(store, two.name, two.key)
-    assert begun_pack(store, [one, four], {}) == (Pack((one,), 16), folder)
-    assert begun_pack(store, [four], {}) is None
+    assert begun_pack(store, [one, four], {}, 16) == (Pack((one,), 16), folder)
+    assert begun_pack(store, [four], {}, 16) is None
 
 
 def test_a_pack_that_failed_is_not_gone_on_with_but_divided(store):
@@ -63,6 +64,6 @@ def test_a_pack_that_failed_is_not_gone_on_with_but_divided(store):
     folder, book = pack_of(store, *wanted), StrikeBook(store)
     members = [(subject.name, subject.key) for subject in wanted]
     book.record(members, ended(137))
-    assert begun_pack(store, wanted, book.all()) == (Pack(tuple(wanted), 4), folder), "a kill is nobody's fault"
+    assert begun_pack(store, wanted, book.all(), 16) == (Pack(tuple(wanted), 4), folder), "a kill is nobody's fault"
     book.record(members[1:2], ended(1))
-    assert begun_pack(store, wanted, book.all()) is None
+    assert begun_pack(store, wanted, book.all(), 16) is None

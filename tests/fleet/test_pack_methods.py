@@ -44,12 +44,14 @@ def quick(tmp_path_factory):
     ids=lambda value: value["type"] if isinstance(value, dict) else "",
 )
 def test_subjects_with_words_of_their_own_share_every_program(method, formats, quick, base, tmp_path):  # noqa: F811
-    write_fleet(tmp_path, base, {name: own for name, own in WORDS.items() if name != "sly"}, method=method, **PREVIEWS)
+    subjects = {name: own for name, own in WORDS.items() if name != "sly"}
+    train = {"steps": 4, "log_every_steps": 1, "early_stop": {"every_steps": 2}}
+    write_fleet(tmp_path, base, subjects, method=method, train=train, **PREVIEWS)
     with programs() as compiled:
         run_job(job_of(tmp_path, ["ann", "bob"], ["cat", "dot"], size=2))
     counts = Counter(compiled)
     # One for all that is drawn; none if a method before had a model of the same structure.
-    assert counts["train_step"] == 1 and counts["run"] <= 1, counts.most_common(30)
+    assert counts["train_step"] == counts["losses"] == 1 and counts["run"] <= 1, counts.most_common(30)
     store, keys = OutputStore(tmp_path / "out"), fleet_of(tmp_path).keys
     for name in ("ann", "bob", "cat", "dot"):
         assert store.is_done(name, keys[name])

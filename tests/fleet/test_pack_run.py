@@ -161,7 +161,7 @@ def test_a_pack_that_was_stopped_while_it_wrote_is_not_trained_again(trained, tm
     write_fleet(tmp_path, tmp_path / "base", SUBJECTS)
     (tmp_path / "out").rename(tmp_path / "moved")
     free = [one for one in fleet_of(tmp_path).candidates if one.name not in ("ann", "bob")]
-    begun, pack = begun_pack(OutputStore(tmp_path / "moved"), free, {})
+    begun, pack = begun_pack(OutputStore(tmp_path / "moved"), free, {}, 4)
     assert [one.name for one in begun.members] == ["cat"] and begun.size == 4
     with programs() as compiled:
         run_job(job_of(tmp_path, ["cat"], out="moved", begun=pack))

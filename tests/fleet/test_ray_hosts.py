@@ -118,3 +118,8 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path, monkeypatch):
     files = JobFiles(tmp_path / "elsewhere", tmp_path / "compiled")
     with pytest.raises(ConfigError, match="--out must be a folder shared by all machines"):
         run_on_host(files, Role())
+
+
+def test_whoever_supervises_and_drives_does_so_without_jax():
+    code = "import sys, jaxbooth.fleet.ray_engine, jaxbooth.fleet.job_hosts; print('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

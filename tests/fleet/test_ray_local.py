@@ -104,6 +104,7 @@ def test_a_ray_of_its_own_survives_dead_workers_and_no_job_survives_the_driver(l
     driver = local(600)
     (first, *_) = fleet.wait_for_notes(1)
     (name,) = first["names"]
+    assert first["nice"] == os.nice(0)  # Ray's workers give way to all others unless told not to
     os.kill(ancestor(first["pid"], 2), signal.SIGKILL)  # process, warden, Ray's worker
     wait_until(lambda: len(fleet.notes(name)) == 2)
     assert not lives(first["pid"])

@@ -150,6 +150,14 @@ def test_compiling_may_take_longer_than_a_step(run):
     assert result.kind == "done"
 
 
+def test_the_next_pack_may_take_as_long_to_start_as_the_first(run):
+    program = STEPS + "walk(2, 0.1); step.write_text('starting pack 1'); time.sleep({pause}); walk(2, 0.1)"
+    slow = run(program.format(pause=1), startup_timeout_s=20, step_timeout_s=0.6)
+    assert slow.kind == "done"
+    stuck = run(program.format(pause=60), startup_timeout_s=1, step_timeout_s=0.6)
+    assert (stuck.kind, stuck.reason) == ("broken", "watchdog: no first step for 1 s")
+
+
 def test_a_step_file_from_before_is_no_step_of_this_run(run, tmp_path):
     (tmp_path / "step").write_text("7")
     result = run("import time; time.sleep(60)", startup_timeout_s=0.3, step_timeout_s=0.1)

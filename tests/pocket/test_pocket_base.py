@@ -92,7 +92,7 @@ def test_packing_never_replaces_a_folder_that_is_no_pipeline(tmp_path):
 
 @pytest.mark.parametrize("subject", DEMO_SUBJECTS, ids=lambda subject: subject.name)
 def test_a_demo_subject_has_five_different_pictures(subject):
-    files = sorted(subject.folder.iterdir())
+    files = sorted(subject.folder.glob("*.png"))
     assert [file.name for file in files] == [f"0{i}.png" for i in range(5)]
     pictures = [Image.open(file) for file in files]
     assert all(picture.size == (64, 64) and picture.mode == "RGB" for picture in pictures)
