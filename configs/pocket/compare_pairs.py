@@ -30,7 +30,13 @@ from jaxbooth.trained import load_any
 HERE, PER_PLACE = Path(__file__).parent, 4
 PAIR = DEMO_SUBJECTS[:2]  # dog, cat
 MERGED = ("lora", "custom_diffusion", "perfusion")
-JOINT = {"joint": [], "joint, collages": ["train.collage_share=0.3", "data.mask=sidecar"]}
+JOINT = {
+    "joint": [],
+    "joint, collages": ["train.collage_share=0.3", "data.mask=sidecar"],
+    "joint, collages, loss everywhere": [
+        "train.collage_share=0.5", "data.mask=sidecar", "data.unmasked_weight=1.0",
+    ],
+}  # fmt: skip
 
 
 def token(method: str, subject: DemoSubject) -> str:
@@ -70,7 +76,7 @@ def pictures(out: Path, overrides: list[str]) -> dict[str, np.ndarray]:
     words, found = prompts("lora", True), {}
     found["base, untrained"] = draw(load_any("pocket"), words, 1, out / "base" / "pictures")
     for name, changes in JOINT.items():
-        run = out / name.replace(", ", "-")
+        run = out / name.replace(", ", "-").replace(" ", "-")
         trained("lora", PAIR, run, ["train.joint=true", "train.steps=600", *changes, *overrides])
         found[f"LoRA: {name}"] = draw(load_any(str(run)), words, 1, run / "pictures")
     for method in MERGED:

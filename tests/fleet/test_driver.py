@@ -324,7 +324,7 @@ def test_two_drivers_share_the_work_and_do_nothing_twice(store):
     assert outcomes == [Outcome(64, (), False)] * 2
     check_all_settled(store, wanted)
     assert max((both[0].trained + both[1].trained).values()) == 1
-    assert min(len(children.jobs) for children in both) > 3, "one waited while the other worked"
+    assert min(len(children.jobs) for children in both) > 1, "one waited while the other worked"
 
 
 def test_a_driver_takes_what_others_leave_in_the_size_that_fits(store):
