@@ -4,10 +4,11 @@ import os
 import socket
 from types import ModuleType
 
-from jaxbooth.errors import ConfigError
+from jaxbooth.errors import ConfigError, JaxboothError
 
 ANSWER_S = 10.0
 OWN_RAY_DIED = "Ray has died on the driver's own machine, and can run nothing more. Run the same command again"
+QUIET = {"log_to_driver": False, "configure_logging": False}
 OBJECTS_BYTES = 100 * 2**20  # results are a few lines; Ray would take a third of the memory
 
 
@@ -19,6 +20,7 @@ def connect(address: str) -> ModuleType:
 
     Raises:
         ConfigError: Ray is not installed, or there is no cluster at the address.
+        JaxboothError: Ray cannot be started here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would hide accelerators from tasks that ask for none, and the driver asks for none.
@@ -28,16 +30,27 @@ def connect(address: str) -> ModuleType:
         import ray
     except ImportError:
         raise ConfigError("`fleet run` needs Ray: pip install 'jaxbooth[fleet]', or use `fleet work`") from None
+    # Never without an address: Ray would follow RAY_ADDRESS, or what an older cluster left in /tmp/ray.
     if address == "local":
-        options = {"include_dashboard": False, "object_store_memory": OBJECTS_BYTES}
+        _start_own(ray)
     else:
-        address, options = _answering(address), {}
+        _join(ray, _answering(address))
+    return ray
+
+
+def _start_own(ray: ModuleType) -> None:
     try:
-        # Never without an address: Ray would follow RAY_ADDRESS, or what an older cluster left in /tmp/ray.
-        ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECTS_BYTES, **QUIET)
+    except Exception as error:  # Ray raises no class of its own for a machine that is too busy or too full
+        logs = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "session_latest", "logs")
+        raise JaxboothError(f"Ray could not be started on this machine: {error} (its logs: {logs})") from None
+
+
+def _join(ray: ModuleType, address: str) -> None:
+    try:
+        ray.init(address=address, **QUIET)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(_refusal(address, str(error))) from None
-    return ray
 
 
 def _answering(address: str) -> str:

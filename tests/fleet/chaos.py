@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -46,7 +45,7 @@ class Report:
 
     subjects: int
     processes: int = 0
-    killed: Counter = field(default_factory=Counter)
+    killed: dict[str, int] = field(default_factory=dict)
     drivers_killed: int = 0
     seconds_until_no_job_lived: list[float] = field(default_factory=list)  # after a driver was killed
     seconds_of_two_drivers: float = 0.0
@@ -166,7 +165,7 @@ class Killer:
                 del self._doomed[pid]
                 with suppress(OSError):
                     os.kill(ancestor(pid, ("process", "warden", "Ray worker").index(victim)), signal.SIGKILL)
-                    self._report.killed[victim] += 1
+                    self._report.killed[victim] = self._report.killed.get(victim, 0) + 1
 
 
 def ancestor(pid: int, generations: int) -> int:
@@ -207,13 +206,13 @@ def run(drivers: Drivers, results: Results, killer: Killer, report: Report) -> N
                 death = None
                 kill(driver, killer, report)
                 driver = drivers.start()
-            elif len(two) == 2 and done >= two[0]:
+            elif len(two) == 2 and not deaths and death is None and done >= two[0]:
                 del two[0]
                 second, since = drivers.start(), time.monotonic()
             elif second is not None and len(two) == 1 and (done >= two[0] or second.poll() is not None):
                 del two[0]
                 second.terminate()
-                report.seconds_of_two_drivers = time.monotonic() - since
+                report.seconds_of_two_drivers = round(time.monotonic() - since, 1)
             if time.monotonic() - max([began, *results.times]) > STUCK_S:
                 report.wrong.append(f"no result for {STUCK_S:g} s")
                 break

@@ -15,7 +15,7 @@ from ray_stand_in import Fleet, ancestor, lives, wait_until, write_stand_in
 
 pytest.importorskip("ray")
 
-from jaxbooth.errors import ConfigError
+from jaxbooth.errors import ConfigError, JaxboothError
 from jaxbooth.fleet.ray_engine import RayEngine
 
 NOBODY = "127.0.0.1:1"
@@ -37,6 +37,12 @@ def test_an_address_where_no_cluster_answers_is_refused_at_once(address, said, m
     with pytest.raises(ConfigError, match=f"--address {address}: no Ray cluster answers .*{said}.*leave --address out"):
         RayEngine(address)
     assert time.monotonic() - began < 30  # Ray itself tries for two minutes
+
+
+def test_a_machine_where_ray_cannot_be_started_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 30)))  # no socket can have such a name
+    with pytest.raises(JaxboothError, match="Ray could not be started on this machine: .*its logs: .*/session_latest"):
+        RayEngine("local")
 
 
 DRIVER = """
