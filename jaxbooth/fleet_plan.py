@@ -49,33 +49,33 @@ class FleetPlan:
     step_seconds: float | None = None
     price_per_hour: float | None = None
 
-    def places(self, pack: Pack) -> int:
-        """Of the program that a pack is trained in, those that stay empty included."""
-        return self.machine.layout(self.step, pack.size)[0]
+    @property
+    def places(self) -> dict[int, int]:
+        """Of the program that packs of each size are trained in, those that stay empty included."""
+        sizes = {pack.size for pack in self.packs}
+        return {size: self.machine.layout(self.step, size)[0] for size in sizes}
 
     @property
     def hours(self) -> float | None:
         """Of taking all steps of all packs, one pack after the other; None if nothing says how long a step takes."""
         steps = {entry.subject.name: entry.overrides.steps for entry in self.manifest.entries}
-        total = 0.0
-        for pack in self.packs:
-            seconds = self.seconds(self.places(pack))
-            if seconds is None:
-                return None
-            total += seconds * max(steps[member.name] or self.config.train.steps for member in pack.members)
-        return total / 3600 if self.packs else None
+        seconds = {size: self.seconds(size) for size in self.places}
+        if not seconds or None in seconds.values():
+            return None
+        longest = [max(steps[one.name] or self.config.train.steps for one in pack.members) for pack in self.packs]
+        return sum(seconds[pack.size] * most for pack, most in zip(self.packs, longest, strict=True)) / 3600
 
-    def seconds(self, places: int) -> float | None:
-        """Of one step of a program: as given, of smaller packs in proportion to their bounds; else the bound itself."""
-        bound, full = self._bound(places), self._bound(self.size)
+    def seconds(self, size: int) -> float | None:
+        """Of one step of a pack: as given, of smaller packs in proportion to their bounds; else the bound itself."""
+        bound, full = self._bound(size), self._bound(self.size)
         if self.step_seconds is None:
             return bound
         return self.step_seconds * (bound / full if bound and full else 1.0)
 
-    def _bound(self, places: int) -> float | None:
+    def _bound(self, size: int) -> float | None:
         """That of the smallest program that was compiled and holds as many: a smaller one does not take longer."""
-        compiled = [one for one in sorted(self.plans) if one >= places and self.plans[one].least_seconds]
-        return self.plans[compiled[0]].least_seconds if compiled else None
+        known = [plan for plan in self.plans.values() if plan.subjects >= size and plan.least_seconds]
+        return min(known, key=lambda plan: plan.subjects).least_seconds if known else None
 
 
 def plan_fleet(

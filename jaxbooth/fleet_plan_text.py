@@ -72,9 +72,10 @@ def _packs(plan: FleetPlan) -> list[str]:
             "no pack fits. Less memory is needed with base.remat=true, a smaller data.resolution or train.batch_size, "
             "train.gradient_accumulation_steps, or weights spread over devices (mesh.fsdp)."
         ]
-    counts = Counter(plan.places(pack) for pack in plan.packs)
-    packs = ", ".join(f"{count:,} of {places}" for places, count in sorted(counts.items(), reverse=True))
-    empty = sum(plan.places(pack) - len(pack.members) for pack in plan.packs)
+    places = plan.places
+    counts = Counter(places[pack.size] for pack in plan.packs)
+    packs = ", ".join(f"{count:,} of {size}" for size, count in sorted(counts.items(), reverse=True))
+    empty = sum(places[pack.size] - len(pack.members) for pack in plan.packs)
     return [f"packs: {packs} places, {empty} of them empty (--pack-size {plan.size})"]
 
 

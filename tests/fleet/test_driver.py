@@ -24,8 +24,10 @@ from jaxbooth.fleet.upkeep import retry
 
 
 @pytest.fixture(autouse=True)
-def no_patience(monkeypatch):
+def quick(monkeypatch):
+    """No waiting, and nothing that has to survive the machine."""
     monkeypatch.setattr(driver_module, "POLL_S", 0.01)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

@@ -114,7 +114,8 @@ def check_all_settled(store: OutputStore, wanted: list[Candidate], failed: set[s
             assert failure["reason"] and failure["name"] == one.name
         else:
             assert lying == {one.key[:16]} and store.is_done(one.name, one.key, verify=True)
-    assert not [file for file in claims(store) if is_live(file)]  # those of drivers that were killed are stale
+    # Those of drivers that were killed are stale, or cut short.
+    assert not [file for file in claims(store) if file.read_text() and is_live(file)]
 
 
 def claims(store: OutputStore) -> list[Path]:

@@ -49,6 +49,7 @@ def compiler_says(monkeypatch):
 
         def plan(self, step, size, compiler_options=None):
             asked.append(size)
+            size = self.layout(step, size)[0]
             return said(size, size <= room, kind, gigabytes=81.9 * size)
 
         monkeypatch.setattr(Machine, "plan", plan)
@@ -89,6 +90,13 @@ def test_a_given_size_is_the_only_one_asked_for(fleet, compiler_says):
     assert asked == [32] and plan.size is None and plan.packs == ()
     text = "\n".join(describe_plan(plan))
     assert "32 subjects: does not fit, needs 32.00 GiB of 16.00" in text and "base.remat=true" in text
+
+
+def test_a_given_size_that_does_not_fill_the_machine_is_planned_as_it_will_run(fleet, compiler_says):
+    compiler_says(room=16)
+    plan = planned(fleet(5), pack_size=5)
+    assert plan.size == 5 and plan.plans[5].subjects == 8 and plan.hours == pytest.approx(100 * 0.8 / 3600)
+    assert "packs: 1 of 8 places, 3 of them empty (--pack-size 5)" in "\n".join(describe_plan(plan))
 
 
 def test_hours_and_price_by_the_bound_say_that_they_are_a_bound(fleet, compiler_says):
@@ -138,7 +146,7 @@ def test_packs_too_small_for_the_machine_are_filled_up_and_take_as_long(fleet, c
     compiler_says(room=16)
     plan = planned(fleet(17))
     assert plan.size == 16 and sizes(plan) == [(16, 16), (1, 1)]
-    assert [plan.places(pack) for pack in plan.packs] == [16, 8]  # two rows do not divide over eight devices
+    assert plan.places == {16: 16, 1: 8}  # two rows do not divide over eight devices
     assert plan.hours == pytest.approx(100 * (1.6 + 0.8) / 3600)
     assert "packs: 1 of 16, 1 of 8 places, 7 of them empty (--pack-size 16)" in "\n".join(describe_plan(plan))
 

@@ -54,16 +54,17 @@ def test_spread_weights_are_gathered_once_a_step_whatever_the_number_of_subjects
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "parts"), [("v5e:2x4", 2), ("v4:2x2x2", 1)])
-def test_sd15_packs_of_8_and_32_move_the_base_once_a_step(name, parts):
+@pytest.mark.parametrize("name", ["v5e:2x4", "v4:2x2x2"])
+def test_sd15_packs_of_8_and_32_move_the_base_once_a_step(name):
     environment = {key: value for key, value in os.environ.items() if key not in ("JAX_PLATFORMS", "XLA_FLAGS")}
-    command = [sys.executable, str(PROGRAM), name, "1", str(parts), "8", "32"]
+    command = [sys.executable, str(PROGRAM), name, "1", "1", "8", "32"]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.splitlines()
     print(*lines, sep="\n")
     small, large = map(json.loads, lines)
     assert small["fits"] and large["fits"]
     assert large["arguments"]["base"] == small["arguments"]["base"]
     assert large["base_bytes_moved"] <= 1.1 * small["base_bytes_moved"]
-    assert large["flops"] == pytest.approx(4 * small["flops"], rel=0.1)
+    assert 3 < large["flops"] / small["flops"] < 4.2
+    assert 2 < large["bytes_accessed"] / small["bytes_accessed"] < 4  # what all share is not moved four times
     assert not {"all-gather", "all-to-all", "reduce-scatter"} & set(large["collectives"])
     assert jax.default_backend() == "cpu"

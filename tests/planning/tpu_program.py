@@ -3,7 +3,7 @@
 A process of its own, because the tests' exact matrix products would be another program. Prints the figures of
 docs/benchmarks.md:
 
-    python tests/planning/tpu_program.py v5e:2x4 1 2 8 32
+    python tests/planning/tpu_program.py v5e:2x4 1 1 8 32
 """
 
 import json
