@@ -123,7 +123,8 @@ def main() -> None:
             timed = out / FLEET / method / str(size)
             few = out / "photos" / f"first-{size}.yaml"
             few.write_text(yaml.safe_dump({"subjects": rows[:size]}))
-            fleet(few, config, size, timed.with_name(f"{size}-cold"), changes, out / "compiled", arguments.device)
+            cold = [*changes, f"train.steps={min(3, arguments.steps)}"]
+            fleet(few, config, size, timed.with_name(f"{size}-cold"), cold, out / "compiled", arguments.device)
             seconds = fleet(out / "photos" / "subjects.yaml", config, size, timed, changes, out / "compiled",
                             arguments.device)  # fmt: skip
             table[size] = seconds, compile_seconds(timed.with_name(f"{size}-cold"))
