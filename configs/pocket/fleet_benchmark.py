@@ -5,7 +5,7 @@
 
 Draws subjects (the held-out demo subjects in other colours), then times, for each method, `jaxbooth fleet work` with
 each pack size, all packs in one process (size 1 is the process that loops), and `jaxbooth train` for some subjects one
-after another, from which the time of all is taken. Compiled programs lie in a cache that a first, untimed run fills;
+after another, from which the time of all is taken. Compiled programs lie in a cache that a first, short run fills;
 what that run's first step took beyond a later one's is the column "compile". Last column: the largest relative
 difference between a subject's logged losses in the pack and alone. `--device gpu` keeps JAX's own choice of platform;
 give `--config configs/lora/sd15.yaml base.path=FOLDER data.resolution=512` for a real base.

@@ -92,17 +92,17 @@ def decode(source: Path | str | bytes, convert: Callable[[Image.Image], T], *, n
     """
     name = name or ("picture" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else read_bytes(Path(source), name=name)
-    _check_byte_count(len(data), name)
+    check_byte_count(len(data), name)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if problems := _header_problems(image):
+            if problems := header_problems(image):
                 raise DataError(f"{name}: {'; '.join(problems)}.")
             image.load()
             return convert(_eight_bit(_upright(image)))
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{name}: {_describe(data)}. Pictures may be JPEG, PNG, WebP or BMP.") from None
+        raise DataError(f"{name}: {describe_bytes(data)}. Pictures may be JPEG, PNG, WebP or BMP.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: more than {MAX_PIXELS // 10**6} megapixels ({error}).") from error
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged bytes.
@@ -120,7 +120,7 @@ def read_bytes(path: Path, *, name: str | None = None) -> bytes:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{name}: not a regular file.")
-        _check_byte_count(status.st_size, name)
+        check_byte_count(status.st_size, name)
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error}).") from error
@@ -169,12 +169,13 @@ def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in READ_SUFFIXES | REFUSED_SUFFIXES
 
 
-def _check_byte_count(count: int, name: str) -> None:
+def check_byte_count(count: int, name: str) -> None:
+    """Raises DataError for a file too large to be read."""
     if count > MAX_FILE_BYTES:
         raise DataError(f"{name}: {count / 2**20:.0f} MiB, the limit is {MAX_FILE_BYTES // 2**20} MiB.")
 
 
-def _header_problems(image: Image.Image) -> list[str]:
+def header_problems(image: Image.Image) -> list[str]:
     """What is wrong with a picture that is opened but not yet decoded."""
     width, height = image.size
     problems = []
@@ -213,7 +214,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     return rgb
 
 
-def _describe(data: bytes) -> str:
+def describe_bytes(data: bytes) -> str:
     """Says what unrecognised bytes seem to be."""
     if not data:
         return "the file is empty"

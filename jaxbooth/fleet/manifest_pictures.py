@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxbooth.data.captions import read_sidecars, shorten
 from jaxbooth.data.folders import missing_folder
-from jaxbooth.data.images import FORMATS, _check_byte_count, _describe, _header_problems, list_images
+from jaxbooth.data.images import FORMATS, check_byte_count, describe_bytes, header_problems, list_images
 from jaxbooth.data.masks import ADVICE, find_masks
 from jaxbooth.data.subjects import HUB_PREFIX
 from jaxbooth.errors import DataError
@@ -123,7 +123,7 @@ def _header_problem(path: Path, needs_alpha: bool = False) -> str | None:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             return "not a regular file"
-        _check_byte_count(status.st_size, path.name)
+        check_byte_count(status.st_size, path.name)
         with path.open("rb") as file:
             return _parse_header(file, needs_alpha)
     except DataError as error:
@@ -135,13 +135,13 @@ def _header_problem(path: Path, needs_alpha: bool = False) -> str | None:
 def _parse_header(file: BinaryIO, needs_alpha: bool) -> str | None:
     try:
         with Image.open(file, formats=FORMATS) as image:
-            problems = _header_problems(image)
+            problems = header_problems(image)
             if needs_alpha and not image.has_transparency_data:
                 problems.append(f"has no transparency to take the mask from. {ADVICE}")
             return "; ".join(problems) or None
     except UnidentifiedImageError:
         file.seek(0)
-        return f"{_describe(file.read(_DESCRIBED))}. Pictures may be JPEG, PNG, WebP or BMP"
+        return f"{describe_bytes(file.read(_DESCRIBED))}. Pictures may be JPEG, PNG, WebP or BMP"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return f"too many pixels ({error})"
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged headers
