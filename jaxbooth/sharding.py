@@ -135,6 +135,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def over_devices(rows_sum: jax.Array) -> jax.Array:
+    """The sum over all rows of a step, from that over this device's; elsewhere than in a step all rows are here."""
+    axes = tuple(axis for axis in ROWS if axis in jax.sharding.get_abstract_mesh().manual_axes)
+    return jax.lax.psum(rows_sum, axes) if axes else rows_sum
+
+
 def log_replicated(shapes: dict[str, tuple[int, ...]], mesh: Mesh) -> None:
     """Names the large parameters that the fsdp rule could not split."""
     if mesh.shape["fsdp"] == 1:

@@ -86,7 +86,11 @@ class Method(BaseModel, abc.ABC, frozen=True, extra="forbid"):
         keys: PRNGKey,
         reference: StableDiffusion | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss of one subject's rows `[b, ...]` with one key for each row; `reference` is the base's own model."""
+        """The loss of one subject's rows `[b, ...]` with one key for each row; `reference` is the base's own model.
+
+        Loss and metrics must be sums over rows: each device has some of them, and their sums are added up. What else is
+        taken over all rows of a step goes through `sharding.over_devices`.
+        """
         return prior_preservation_loss(sd, batch, objective, keys, reference)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxbooth.nn.key_locked import Gated, PromptStates, TextMetric, split_states
 from jaxbooth.nn.surgery import Adapter, Statistic, in_float32
 from jaxbooth.pipeline import StableDiffusion
+from jaxbooth.sharding import over_devices
 
 KeyLock = Literal["local", "global"]
 
@@ -60,11 +61,11 @@ class Concepts(Adapter):
 
     def _moved(self, states: Float[Array, "b n d"], found: Bool[Array, "b n j"]) -> Float[Array, "j d"]:
         """Moves each running mean towards its word's mean state in these rows; returns what the edit uses."""
-        rows = jnp.sum(jnp.any(found, axis=1), axis=0)[:, None]
+        rows = over_devices(jnp.sum(jnp.any(found, axis=1), axis=0)[:, None])
         places = jnp.argmax(found, axis=1)[:, :, None]  # of each word, [b, j, 1]
         at_word = jnp.take_along_axis(in_float32(states), places, axis=1)
         at_word = jnp.where(jnp.any(found, axis=1)[:, :, None], at_word, 0.0)
-        mean = jnp.sum(at_word, axis=0) / jnp.maximum(rows, 1)
+        mean = over_devices(jnp.sum(at_word, axis=0)) / jnp.maximum(rows, 1)
         old, fixed = self.directions[...], jax.lax.stop_gradient(mean)
         moved = jnp.where(rows > 0, self.ema_decay * old + (1 - self.ema_decay) * fixed, old)
         self.directions[...] = moved

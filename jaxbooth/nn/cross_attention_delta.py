@@ -16,7 +16,7 @@ class DeltaLinear(Adapter):
     """
 
     def __init__(self, base: nnx.Linear):
-        self.base = base
+        self.base, self.reads_kernel = base, True
         self.delta = AdapterParam(jnp.zeros(base.kernel.shape))
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n d"]:

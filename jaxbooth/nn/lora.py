@@ -24,7 +24,7 @@ class LowRank(Adapter):
     def __init__(
         self, base: nnx.Linear | nnx.Conv, first: Float[Array, "*inside r"], scale: float, *, dora: bool = False
     ):
-        self.base, self.scale = base, scale
+        self.base, self.scale, self.reads_kernel = base, scale, dora
         self.lora_a = AdapterParam(first)
         self.lora_b = AdapterParam(jnp.zeros((first.shape[-1], base.kernel.shape[-1])))  # so that nothing changes yet
         self.magnitude = AdapterParam(jnp.sqrt(self._squared_norms())) if dora else None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -22,6 +23,7 @@ class Adapter(nnx.Module):
     """
 
     strength: float = 1.0
+    reads_kernel: bool = False  # whether it computes with the base's kernel itself, in float32
 
     def merged(self) -> nnx.Module:
         """The plain layer that computes the same, at the present strength."""
@@ -66,6 +68,20 @@ def set_strength(root: nnx.Module, strength: float) -> None:
 def merge_adapters(root: nnx.Module) -> None:
     """Replaces every adapter by the plain layer that computes the same, in place."""
     replace_modules(root, Adapter, lambda _, module: module.merged())
+
+
+def compute_dtypes(root: nnx.Module) -> dict[str, jnp.dtype]:
+    """Dtypes that weights are rounded to at every use, by dotted name: rounding them before changes nothing.
+
+    Weights that are not listed are used as they are, by norms for instance.
+    """
+    exact = tuple(f"{path}." for path, module in find_modules(root, Adapter) if module.reads_kernel)
+    found = {}
+    for path, module in nnx.iter_modules(root):
+        name = ".".join(map(str, path))
+        if type(module) in (nnx.Linear, nnx.Conv) and module.dtype is not None and not f"{name}.".startswith(exact):
+            found |= {f"{name}.kernel": module.dtype, f"{name}.bias": module.dtype}
+    return found
 
 
 def in_float32(array: jax.Array) -> jax.Array:

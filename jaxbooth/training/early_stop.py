@@ -20,9 +20,9 @@ from pydantic import BaseModel, Field
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.methods.base import Method
 from jaxbooth.sharding import batch_sharding, replicated, subject_sharding
+from jaxbooth.training.gradients import row_keys
 from jaxbooth.training.pack import Pack
 from jaxbooth.training.state import Flat, Split, TrainState, state_shardings
-from jaxbooth.training.step import row_keys
 from jaxbooth.types import Batch
 
 NEVER = -1  # the step whose noise no training step draws: keys take it as the largest of 32 bits

@@ -21,9 +21,9 @@ from jaxbooth.nn.clip_text import CLIPTextModel
 from jaxbooth.nn.surgery import AdapterParam
 from jaxbooth.nn.token_embedding import ExtendedEmbed, initial_rows
 from jaxbooth.pipeline import StableDiffusion, spell_out, tokenize, tokenizers
+from jaxbooth.training.gradients import row_keys
 from jaxbooth.training.optimizer import OptimizerConfig
 from jaxbooth.training.state import flatten
-from jaxbooth.training.step import row_keys
 
 TABLE = "text_encoders.0.text_model.embeddings.token_embedding.embedding"
 ROW_NAME = "text_encoders.0.text_model.embeddings.token_embedding.rows"

@@ -32,10 +32,11 @@ from jaxbooth.data.examples import Examples, encode_text
 from jaxbooth.diffusion.loss import Objective, draw
 from jaxbooth.methods import DreamBooth
 from jaxbooth.sharding import MeshConfig, make_mesh
+from jaxbooth.training.gradients import row_keys
 from jaxbooth.training.optimizer import OptimizerConfig
 from jaxbooth.training.pack import alike, pack_arrays
 from jaxbooth.training.state import init_state, state_shardings
-from jaxbooth.training.step import make_train_step, row_keys
+from jaxbooth.training.step import make_train_step
 from jaxbooth.weights.torch_keys import canonical_key, to_torch
 
 STEPS, SEED = 20, 3

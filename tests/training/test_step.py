@@ -29,9 +29,9 @@ from jaxbooth.data.examples import Examples
 from jaxbooth.diffusion.loss import Objective, Stream, draw, row_losses
 from jaxbooth.methods import DreamBooth, Finetune
 from jaxbooth.training.checkpoint import CheckpointStore
+from jaxbooth.training.gradients import row_keys
 from jaxbooth.training.optimizer import OptimizerConfig
 from jaxbooth.training.state import flatten, trainable_tree, unflatten
-from jaxbooth.training.step import row_keys
 from jaxbooth.types import Batch, Text
 
 # ---- the loss, on the real modules

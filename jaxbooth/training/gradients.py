@@ -1,0 +1,145 @@
+"""Loss and gradients of a pack, each device with its own rows and subjects: what crosses between devices stands here.
+
+Weights that are spread over `fsdp` are gathered once a step, in the dtype that they are multiplied in; their gradients
+are summed in float32 straight into the spread layout (ZeRO stage 3, Rajbhandari et al. 2020, arXiv 1910.02054). Left to
+itself the compiler gathers float32 and sums whole gradients, which is twice the traffic each way.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from jaxbooth.diffusion.loss import Objective
+from jaxbooth.methods.base import Method
+from jaxbooth.nn.surgery import Statistic, compute_dtypes, set_strength
+from jaxbooth.sharding import ROWS, fsdp_dimension, parameter_spec
+from jaxbooth.training.pack import Pack
+from jaxbooth.training.state import Flat, Split, flatten
+from jaxbooth.types import Batch, Metrics, PRNGKey
+
+NOISE_STREAM = 1  # of `row_keys`; data order draws from streams of its own (data/batches.py)
+
+
+def row_keys(key: PRNGKey, step, subject, rows) -> PRNGKey:
+    """One key for each row: a function of the seed's key, stream, step, subject and row, on any mesh and hosts."""
+    key = jax.random.fold_in(key, NOISE_STREAM)
+    key = jax.random.fold_in(jax.random.fold_in(key, step), subject)
+    return jax.vmap(partial(jax.random.fold_in, key))(rows)
+
+
+def pack_gradients(
+    method: Method, split: Split, objective: Objective, mesh: Mesh, adapter: Flat, base: Flat, accumulation: int
+) -> Callable:
+    """Builds `(adapter, statistics, base, batch, pack, step) -> (gradients, metrics, statistics)`.
+
+    All but `base` and `step` begin with the subject axis.
+
+    Args:
+        adapter, base: Give shapes only.
+        accumulation: Micro-batches; their gradients are summed.
+    """
+    of_subject = {name: parameter_spec(leaf.shape[1:], mesh) for name, leaf in adapter.items()}
+    spread = {name: P("subject", *spec) for name, spec in of_subject.items()}
+    frozen = {name: parameter_spec(leaf.shape, mesh) for name, leaf in base.items()}
+    shapes = {name: leaf.shape[1:] for name, leaf in adapter.items()} | {name: v.shape for name, v in base.items()}
+    axes = {name: fsdp_dimension(shape, mesh.shape["fsdp"]) for name, shape in shapes.items()}
+    one = partial(_one_subject, method, split, objective, partial(_whole, mesh, axes), mesh, accumulation)
+
+    def here(adapter, statistics, base, batch, pack, step):
+        mapped = (adapter, statistics, pack, batch)
+        if batch.weights.shape[0] == 1:
+            # vmap would turn every convolution into a grouped one; with one subject there is nothing to map.
+            results = one(*jax.tree.map(lambda x: x[0], mapped), base, step)
+            return jax.tree.map(lambda x: x[None], results)
+        return jax.vmap(one, in_axes=(0,) * len(mapped) + (None, None))(*mapped, base, step)
+
+    rows = P("subject", ROWS)
+    return jax.shard_map(
+        here,
+        mesh=mesh,
+        in_specs=(spread, P("subject"), frozen, rows, P("subject"), P()),
+        out_specs=(spread, P("subject"), P("subject")),
+        check_vma=False,  # sums over devices are written out in `_whole`
+    )
+
+
+def _one_subject(
+    method, split, objective, whole, mesh, accumulation, adapter: Flat, statistics: Flat, terms: Pack, batch: Batch,
+    base: Flat, step,
+) -> tuple[Flat, Metrics, Flat]:  # fmt: skip
+    """Of one subject's rows on this device."""
+    dtypes = compute_dtypes(split.merge({**adapter, **statistics}, base))
+    keys = row_keys(jax.random.wrap_key_data(terms.key_data), step, terms.numbers, batch.rows)
+    # Frozen weights are gathered before micro-batches are looped over: once a step.
+    base = {name: whole(name, value, dtypes.get(name)) for name, value in base.items()}
+
+    def gradients(statistics: Flat, batch: Batch, keys: PRNGKey):
+        def loss_fn(adapter):
+            adapter = {name: whole(name, value, dtypes.get(name)) for name, value in adapter.items()}
+            tree, reference = split.merge({**adapter, **statistics}, base), None
+            if objective.prior_by_prediction:
+                reference = split.merge({**adapter, **statistics}, base)
+                set_strength(reference, 0.0)
+            loss, metrics = method.loss(tree, batch, objective, keys, reference)
+            return loss, (metrics, flatten(nnx.state(tree, Statistic)))
+
+        (_, (metrics, statistics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(adapter)
+        return (grads, metrics), statistics
+
+    if accumulation == 1:
+        (grads, metrics), statistics = gradients(statistics, batch, keys)
+    else:
+        (grads, metrics), statistics = _accumulated(gradients, statistics, batch, keys, accumulation)
+    return grads, jax.tree.map(partial(_sum, mesh, ROWS), metrics), statistics
+
+
+def _accumulated(gradients: Callable, statistics: Flat, batch: Batch, keys: PRNGKey, accumulation: int):
+    # Row weights are those of the whole batch, so sums over micro-batches are exact.
+    micro = jax.tree.map(lambda x: _micro_batches(x, accumulation), (batch, keys))
+    first = jax.tree.map(lambda x: x[0], micro)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients, statistics, *first)[0])
+
+    def add(carry, part):
+        total, statistics = carry
+        sums, statistics = gradients(statistics, *part)
+        return (jax.tree.map(jnp.add, total, sums), statistics), None
+
+    return jax.lax.scan(add, (zeros, statistics), micro)[0]
+
+
+def _micro_batches(rows: Array, count: int) -> Array:
+    """`[b, ...]` -> `[count, b / count, ...]`: every count-th row."""
+    return jnp.moveaxis(rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]), 1, 0)
+
+
+def _whole(mesh: Mesh, axes: dict[str, int | None], name: str, value: Array, dtype: DTypeLike | None) -> Array:
+    """A weight as its layer multiplies with it, made of this device's part; backward: the part of the sum over rows."""
+    axis, kind = axes[name], value.dtype
+
+    def make(part: Array) -> Array:
+        part = part if dtype is None else part.astype(dtype)
+        return part if axis is None else jax.lax.all_gather(part, "fsdp", axis=axis, tiled=True)
+
+    def back(_, cotangent: Array) -> tuple[Array]:
+        # Summed in the weight's own dtype: bfloat16 would lose what the devices agree on.
+        cotangent = cotangent.astype(kind)
+        if axis is None:
+            return (_sum(mesh, ROWS, cotangent),)
+        part = jax.lax.psum_scatter(cotangent, "fsdp", scatter_dimension=axis, tiled=True)
+        return (_sum(mesh, ("data",), part),)
+
+    whole = jax.custom_vjp(make)
+    whole.defvjp(lambda part: (make(part), None), back)
+    return whole(value)
+
+
+def _sum(mesh: Mesh, axes: tuple[str, ...], value: Array) -> Array:
+    axes = tuple(axis for axis in axes if mesh.shape[axis] > 1)
+    return jax.lax.psum(value, axes) if axes else value
