@@ -34,40 +34,41 @@ def row_keys(key: PRNGKey, step, subject, rows) -> PRNGKey:
     return jax.vmap(partial(jax.random.fold_in, key))(rows)
 
 
-def pack_gradients(
-    method: Method, split: Split, objective: Objective, mesh: Mesh, adapter: Flat, base: Flat, accumulation: int
-) -> Callable:
+def pack_gradients(method: Method, split: Split, objective: Objective, mesh: Mesh, accumulation: int) -> Callable:
     """Builds `(adapter, statistics, base, batch, pack, step) -> (gradients, metrics, statistics)`.
 
     All but `base` and `step` begin with the subject axis.
 
     Args:
-        adapter, base: Give shapes only.
         accumulation: Micro-batches; their gradients are summed.
     """
-    of_subject = {name: parameter_spec(leaf.shape[1:], mesh) for name, leaf in adapter.items()}
-    spread = {name: P("subject", *spec) for name, spec in of_subject.items()}
-    frozen = {name: parameter_spec(leaf.shape, mesh) for name, leaf in base.items()}
-    shapes = {name: leaf.shape[1:] for name, leaf in adapter.items()} | {name: v.shape for name, v in base.items()}
-    axes = {name: fsdp_dimension(shape, mesh.shape["fsdp"]) for name, shape in shapes.items()}
-    one = partial(_one_subject, method, split, objective, partial(_whole, mesh, axes), mesh, accumulation)
 
-    def here(adapter, statistics, base, batch, pack, step):
-        mapped = (adapter, statistics, pack, batch)
-        if batch.weights.shape[0] == 1:
-            # vmap would turn every convolution into a grouped one; with one subject there is nothing to map.
-            results = one(*jax.tree.map(lambda x: x[0], mapped), base, step)
-            return jax.tree.map(lambda x: x[None], results)
-        return jax.vmap(one, in_axes=(0,) * len(mapped) + (None, None))(*mapped, base, step)
+    def gradients(adapter: Flat, statistics: Flat, base: Flat, batch: Batch, pack: Pack, step):
+        shapes = {name: leaf.shape[1:] for name, leaf in adapter.items()} | {name: v.shape for name, v in base.items()}
+        axes = {name: fsdp_dimension(shape, mesh.shape["fsdp"]) for name, shape in shapes.items()}
+        specs = {name: parameter_spec(shape, mesh) for name, shape in shapes.items()}
+        spread, rows = {name: P("subject", *specs[name]) for name in adapter}, P("subject", ROWS)
+        one = partial(_one_subject, method, split, objective, partial(_whole, mesh, axes), mesh, accumulation)
+        over_devices = jax.shard_map(
+            partial(_each_subject, one),
+            mesh=mesh,
+            in_specs=(spread, P("subject"), {name: specs[name] for name in base}, rows, P("subject"), P()),
+            out_specs=(spread, P("subject"), P("subject")),
+            check_vma=False,  # sums over devices are written out in `_whole`
+        )
+        return over_devices(adapter, statistics, base, batch, pack, step)
 
-    rows = P("subject", ROWS)
-    return jax.shard_map(
-        here,
-        mesh=mesh,
-        in_specs=(spread, P("subject"), frozen, rows, P("subject"), P()),
-        out_specs=(spread, P("subject"), P("subject")),
-        check_vma=False,  # sums over devices are written out in `_whole`
-    )
+    return gradients
+
+
+def _each_subject(one: Callable, adapter: Flat, statistics: Flat, base: Flat, batch: Batch, pack: Pack, step):
+    """Maps over the subjects that this device has."""
+    mapped = (adapter, statistics, pack, batch)
+    if batch.weights.shape[0] == 1:
+        # vmap would turn every convolution into a grouped one; with one subject there is nothing to map.
+        results = one(*jax.tree.map(lambda x: x[0], mapped), base, step)
+        return jax.tree.map(lambda x: x[None], results)
+    return jax.vmap(one, in_axes=(0,) * len(mapped) + (None, None))(*mapped, base, step)
 
 
 def _one_subject(

@@ -37,7 +37,7 @@ def make_train_step(
         ema_decay: Decay of the averaged weights, warmed up as min(decay, (1 + step) / (10 + step)).
     """
 
-    gradients = pack_gradients(method, split, objective, mesh, state.adapter, split.base, accumulation)
+    gradients = pack_gradients(method, split, objective, mesh, accumulation)
 
     def one_subject(adapter, opt_state, ema, statistics, ended, terms: Pack, grads, metrics, learned, step):
         updates, moments = tx.update(grads, opt_state, adapter)
