@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxbooth import families
 from jaxbooth.config import Config, load
 from jaxbooth.errors import ConfigError
 from jaxbooth.fleet.keys import content_key
@@ -13,13 +12,12 @@ from jaxbooth.fleet.manifest import Manifest, read_manifest
 from jaxbooth.fleet.packs import Candidate, Pack, form_packs
 from jaxbooth.fleet_checks import check_entries, check_method
 from jaxbooth.fleet_run import pack_sizes
-from jaxbooth.planning.full_size import FULL_SIZE, full_size_family
-from jaxbooth.planning.largest import largest_pack, sizes_to_try
+from jaxbooth.plan_recipe import step_recipe
+from jaxbooth.planning.full_size import FULL_SIZE
+from jaxbooth.planning.largest import largest_that_fits, sizes_to_try
 from jaxbooth.planning.machine import Machine
 from jaxbooth.planning.plan import StepPlan
 from jaxbooth.planning.step import StepRecipe
-from jaxbooth.prepare import make_objective
-from jaxbooth.trained import optimizer
 from jaxbooth.weights.hub import resolve
 
 
@@ -112,7 +110,7 @@ def plan_fleet(
     if ask_compiler:
         sizes = _sizes(step, machine, len(manifest.entries)) if pack_size is None else [pack_size]
         first = max(size for size in sizes if size <= max(len(machine.devices), sizes[0]))
-        plans = largest_pack(lambda size: machine.plan(step, size, compiler_options), sizes, first)
+        plans = largest_that_fits(lambda size: machine.plan(step, size, compiler_options), sizes, first)
         size = max((size for size, plan in plans.items() if plan.fits), default=None)
     elif pack_size is None:
         raise ConfigError("--no-compile: nothing else says which pack fits, so give --pack-size")
@@ -144,36 +142,6 @@ def read_fleet(
     if settings.base.path not in FULL_SIZE:
         check_entries(settings, read.entries, resolve(settings.base.path, settings.base.revision))
     return read, settings
-
-
-def step_recipe(config: Config) -> StepRecipe:
-    """The step of a configuration's packs.
-
-    The base's weights are not looked at: the config.json files of its folder are read, or it is one of `sd15`, `sd21`
-    and `sdxl`.
-
-    Raises:
-        ConversionError: The base is not there, or no Stable Diffusion.
-    """
-    path = config.base.path
-    if path in FULL_SIZE:
-        family = full_size_family(path)
-    else:
-        family = families.from_diffusers(resolve(path, config.base.revision))
-    factor = 2 ** (len(family.vae.block_out_channels) - 1)
-    return StepRecipe(
-        family=family,
-        method=config.method,
-        optimizer=optimizer(config),
-        objective=make_objective(config, family),
-        rows=config.train.batch_size * (2 if config.prior.loss_weight > 0 else 1),
-        resolution=config.data.resolution or family.unet.sample_size * factor,
-        dtype=config.base.dtype,
-        remat=config.base.remat,
-        accumulation=config.train.gradient_accumulation_steps,
-        ema_decay=config.train.ema_decay,
-        masked=config.data.mask != "none",
-    )
 
 
 def _sizes(step: StepRecipe, machine: Machine, subjects: int) -> list[int]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 from transformers import AddedToken, CLIPTokenizer
 
@@ -22,7 +23,7 @@ from jaxbooth.families import ModelFamily, NewToken
 from jaxbooth.nn.clip_text import CLIPTextModel
 from jaxbooth.nn.unet import UNet2DConditionModel
 from jaxbooth.nn.vae import AutoencoderKL
-from jaxbooth.sharding import put, replicated, rows_sharding
+from jaxbooth.sharding import AXES, put, rows_sharding
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -274,9 +275,6 @@ def _program(family: ModelFamily, sampler: str, num_steps: int, guided: bool, ze
     factor = 2 ** (len(family.vae.block_out_channels) - 1)
 
     def run(graphdef, state, noise, ids, negative_ids, key_data, guidance_scale):
-        if mesh is not None:
-            # Parameters split by fsdp are gathered before use; the pictures stay spread.
-            state = jax.lax.with_sharding_constraint(state, replicated(mesh))
         sd = nnx.merge(graphdef, state)
         states, pooled = sd.encode_ids(jnp.concatenate([negative_ids, ids]) if guided else ids)
         rows, height, width, _ = noise.shape
@@ -296,7 +294,14 @@ def _program(family: ModelFamily, sampler: str, num_steps: int, guided: bool, ze
         latents = SAMPLERS[sampler](predict, schedule, noise, num_steps, keys)
         return decode_latents(sd, latents)
 
-    return jax.jit(run, out_shardings=None if mesh is None else rows_sharding(mesh))
+    if mesh is None:
+        return jax.jit(run)
+    # Each device draws its own pictures (fused attention cannot be split by the compiler), with whole parameters.
+    rows = P(AXES)
+    spread = jax.shard_map(
+        run, mesh=mesh, in_specs=(P(), P(), rows, rows, rows, rows, P()), out_specs=rows, check_vma=False
+    )
+    return jax.jit(spread)
 
 
 def decode_latents(sd: StableDiffusion, latents: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 3"]:

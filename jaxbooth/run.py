@@ -25,6 +25,7 @@ from jaxbooth.run_folder import versions
 from jaxbooth.trained import TrainedRun, abstract, fingerprint, load_base, optimizer, start
 from jaxbooth.training.checkpoint import CheckpointStore
 from jaxbooth.training.early_stop import EarlyStop, all_ended, bind_fixed_loss, fixed_loss_program
+from jaxbooth.training.goodput import CHECKPOINT, Goodput
 from jaxbooth.training.loop import LoopConfig, train
 from jaxbooth.training.pack import pack_arrays
 from jaxbooth.training.state import Split, TrainState
@@ -44,13 +45,13 @@ def train_run(prepared: Prepared) -> StableDiffusion:
         Preempted: the run was asked to stop and has saved.
         JaxboothError: training broke down, or a checkpoint cannot be used.
     """
-    config, run, mesh = prepared.config, prepared.run, prepared.mesh
+    config, run, mesh, goodput = prepared.config, prepared.run, prepared.mesh, Goodput()
     digest = base_digest(prepared.base)
     run.claim(config, {"base": digest, "commit": commit_of(prepared.base), "versions": versions()})
     sd = load_base(config, prepared.base, mesh)
     stream = make_stream(prepared, sd, digest)
     draw_samples(prepared, sd, run.samples / "before")
-    trained = fit(prepared, sd, stream, digest)
+    trained = fit(prepared, sd, stream, digest, goodput=goodput)
     draw_samples(prepared, trained.to_sample(), run.samples / "after")
     if jax.process_index() == 0:
         draw_contact_sheet(prepared)
@@ -61,7 +62,7 @@ def train_run(prepared: Prepared) -> StableDiffusion:
 
 def fit(
     prepared: Prepared, sd: StableDiffusion, stream: BatchStream, digest: str, step_file: Path | None = None,
-    steps: "CompiledSteps | None" = None,
+    steps: "CompiledSteps | None" = None, goodput: Goodput | None = None,
 ) -> TrainedRun:  # fmt: skip
     """Takes the steps that are missing and saves on the way.
 
@@ -72,18 +73,20 @@ def fit(
         digest: Of the base.
         step_file: Changes with every step.
         steps: Compiled earlier, by runs of the same configuration with other subjects.
+        goodput: Has been counting since the run began; default: from here on.
 
     Raises:
         Preempted: the run was asked to stop and has saved.
         JaxboothError: training broke down, or a checkpoint cannot be used.
     """
-    config, run = prepared.config, prepared.run
+    config, run, goodput = prepared.config, prepared.run, goodput or Goodput()
     split, state = start(prepared, sd)
     steps = steps or CompiledSteps()
     step, watch = steps.step(prepared, split, state), steps.watch_fixed_rows(prepared, split, state, stream)
     last_step, saving = max(terms.steps for terms in prepared.terms), config.checkpoint
     with CheckpointStore(run.checkpoints, keep=saving.keep, fingerprint=fingerprint(prepared, digest)) as store:
-        restored = store.restore_newest(abstract(state, prepared.mesh))
+        with goodput.during(CHECKPOINT):
+            restored = store.restore_newest(abstract(state, prepared.mesh))
         if restored is not None:
             state = restored[1]
             log.info("going on from step %d", int(state.step))
@@ -92,7 +95,7 @@ def fit(
         state = train(
             LoopConfig(last_step, config.train.log_every_steps, saving.save_every_steps, step_file),
             state, step, stream.device_batch, store, run.path, prepared.names[: prepared.learning],
-            config.optimizer.schedule(config.train.steps), watch,
+            config.optimizer.schedule(config.train.steps), watch, goodput,
         )  # fmt: skip
     # The optimiser's part is two thirds of a full-weight method's state, and of no use any more.
     return TrainedRun(prepared, sd, split, replace(state, opt_state=()), digest)

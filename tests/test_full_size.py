@@ -8,12 +8,14 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from jaxbooth.bench.case import Case, Figure
+from jaxbooth.bench.turns import in_own_process
 
 ROOT = Path(__file__).parents[1]
 SIDE, STEPS = 256, 4
@@ -49,24 +51,13 @@ def write_sd15(folder: Path) -> None:
     pipeline.to(torch.float16).save_pretrained(folder)
 
 
-def torch_step_seconds(folder: Path) -> float:
-    """Median time of PyTorch diffusers' training step on the same rows, fp32, AdamW, channels last."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet").float().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=5e-6)
-    latents, text = torch.randn(2, 4, SIDE // 8, SIDE // 8), torch.randn(2, 77, 768)
-    seconds = []
-    for _ in range(STEPS):
-        began = time.perf_counter()
-        prediction = unet(latents, torch.tensor([10, 500]), text).sample
-        torch.nn.functional.mse_loss(prediction, torch.randn_like(latents)).backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds[1:]))
+def torch_step(folder: Path) -> Figure:
+    """PyTorch diffusers' training step on as many rows of the same size, in as many threads."""
+    case = Case(
+        base=str(folder), method="dreambooth", batch=1, resolution=SIDE,
+        dtype="float32", remat=False, steps=STEPS - 1, warmup=1,
+    )  # fmt: skip
+    return in_own_process(case, "diffusers")
 
 
 def test_sd15_trains_exports_and_reopens_within_20_gib(tmp_path):
@@ -87,7 +78,9 @@ def test_sd15_trains_exports_and_reopens_within_20_gib(tmp_path):
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ours = float(np.median([line["time/step_s"] for line in lines[1:]]))
-    theirs = float(subprocess.check_output([sys.executable, __file__, "step", str(base)]).splitlines()[-1])
+    reference = torch_step(base)
+    assert reference.problem is None
+    theirs = float(np.median(reference.seconds))
     print(
         f"\nSD 1.5, {SIDE} px, 1+1 rows, fp32: jaxbooth {ours:.2f} s, PyTorch diffusers {theirs:.2f} s a step "
         f"(ratio {theirs / ours:.2f}), compile and first step {lines[0]['time/step_s']:.0f} s, "
@@ -103,8 +96,6 @@ if __name__ == "__main__":
     verb, path = sys.argv[1], Path(sys.argv[2])
     if verb == "write":
         write_sd15(path)
-    elif verb == "step":
-        print(torch_step_seconds(path))
     else:
         from diffusers import StableDiffusionPipeline
 

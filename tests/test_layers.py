@@ -18,6 +18,7 @@ LAYERS = (
     {"evaluation", "export", "merging", "fleet", "planning", "report"},
     {"config", "config_errors", "strict_yaml"},
     {
+        "bench",
         "run_folder",
         "prepare",
         "summary",
@@ -33,12 +34,26 @@ LAYERS = (
         "fleet_keys",
         "fleet_plan",
         "fleet_plan_text",
+        "plan",
+        "plan_recipe",
+        "plan_text",
     },
-    {"cli", "cli_fleet", "__init__"},
+    {"cli", "cli_bench", "cli_fleet", "cli_plan", "__init__"},
     {"__main__"},
 )
 # Rooms of one layer that may know each other.
-NEIGHBOURS = {"export", "merging", "config", "config_errors", "strict_yaml", "cli", "cli_fleet", *LAYERS[10]}
+NEIGHBOURS = {
+    "export",
+    "merging",
+    "config",
+    "config_errors",
+    "strict_yaml",
+    "cli",
+    "cli_bench",
+    "cli_fleet",
+    "cli_plan",
+    *LAYERS[10],
+}
 STRANGERS = {"nn", "diffusion", "sharding", "pocket"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from jaxbooth.data.examples import Examples, full_masks
+from jaxbooth.data.resident import Parts, fits, gather, put_tables, rows_of
 from jaxbooth.sharding import batch_sharding, put
 from jaxbooth.types import Batch
 
@@ -40,12 +43,19 @@ def drawn_views(
     return np.asarray(found, np.int64)
 
 
+class Rows(NamedTuple):
+    """Which rows a step has: numbers of views and of texts, as they lie in the subject's tables of all kinds."""
+
+    views: Int[np.ndarray, "*s b"]
+    texts: Int[np.ndarray, "*s b"]
+
+
 @dataclass(frozen=True)
 class BatchStream:
     """Batches as a pure function of the step, so that resuming needs no data state.
 
     Each step has, for every subject, `batch_size` instance rows and as many prior rows (if there is a prior),
-    interleaved so that every device gets both.
+    interleaved so that every device gets both. What they are taken from lies on the devices, if there is room.
     """
 
     instance: Sequence[Examples]  # one for each subject (for each model, where subjects are learned together)
@@ -66,59 +76,124 @@ class BatchStream:
 
     def host_batch(self, step: int) -> Batch:
         """The batch of one step as host arrays `[s, b, ...]`."""
-        subjects = [self._subject_batch(step, subject) for subject in range(len(self.instance))]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *subjects)
+        rows = self.drawn(step)
+        indices = (rows.views, rows.texts)
+        subjects = [
+            [rows_of(parts, index[subject]) for parts, index in zip(tables, self._index_of_each(indices), strict=True)]
+            for subject, tables in enumerate(self._tables)
+        ]
+        return self._batch([np.stack(column) for column in zip(*subjects, strict=True)], self._constants)
 
     def device_batch(self, step: int) -> Batch:
         """The batch of one step on the mesh: subjects over `subject`, rows over `data` and `fsdp`."""
-        return jax.tree.map(lambda leaf: put(leaf, batch_sharding(self.mesh)), self.host_batch(step))
+        if self._resident is None:
+            return jax.tree.map(self._put, self.host_batch(step))
+        tables, constants = self._resident
+        indices = jax.tree.map(self._put, tuple(self.drawn(step)))
+        return self._batch(gather(self.mesh)(tables, self._index_of_each(indices)), constants)
+
+    def drawn(self, step: int) -> Rows:
+        """The rows of one step `[s, b]`."""
+        subjects = [self._subject_rows(step, subject) for subject in range(len(self.instance))]
+        return Rows(*(np.stack(column).astype(np.int32) for column in zip(*subjects, strict=True)))
 
     def _identity(self, subject: int) -> tuple[int, int]:
         """What a subject's draws are a function of, beside the step."""
         return tuple(self.identities[subject]) if self.identities else (self.seed, subject)
 
-    def _subject_batch(self, step: int, subject: int) -> Batch:
-        size = self.batch_size
+    def _subject_rows(self, step: int, subject: int) -> Rows:
         instance = self._instance_rows(step, subject)
-        weights = np.full(size, 1.0 / size, np.float32)
         if self.prior is None:
-            return self._batch(instance, weights, np.zeros(size, bool))
-        prior = self._rows(self.prior[subject], step, subject, PRIOR)
-        both = jax.tree.map(lambda a, b: np.stack([a, b], 1).reshape(2 * size, *a.shape[1:]), instance, prior)
-        weights = np.stack([weights, weights * np.float32(self.prior_weight)], 1).reshape(-1)
-        return self._batch(both, weights, np.tile([False, True], size))
+            return instance
+        prior = self._rows(PRIOR, step, subject)
+        return Rows(*(np.stack(pair, 1).reshape(-1) for pair in zip(instance, prior, strict=True)))
 
-    def _batch(self, rows, weights, is_prior) -> Batch:
-        moments, text, time_ids, mask = rows
-        return Batch(moments, text, time_ids, weights, is_prior, np.arange(len(weights), dtype=np.int32), mask)
-
-    def _instance_rows(self, step: int, subject: int):
-        rows = self._rows(self.instance[subject], step, subject, INSTANCE)
+    def _instance_rows(self, step: int, subject: int) -> Rows:
+        rows = self._rows(INSTANCE, step, subject)
         if self.collages is None:
             return rows
-        other = self._rows(self.collages[subject], step, subject, COLLAGE)
+        other = self._rows(COLLAGE, step, subject)
         seed, number = self._identity(subject)
         chance = np.random.default_rng([seed, COLLAGE_STREAM, number, step]).random(self.batch_size)
-        taken = chance < self.collage_share
-        return jax.tree.map(lambda a, b: np.where(taken.reshape(-1, *(1,) * (a.ndim - 1)), b, a), rows, other)
+        return Rows(*(np.where(chance < self.collage_share, b, a) for a, b in zip(rows, other, strict=True)))
 
-    @property
-    def _masked(self) -> bool:
-        """Whether any row has a mask; then all do, since rows of one batch have one shape."""
-        groups = (self.instance, self.prior or (), self.collages or ())
-        return any(examples.masks is not None for group in groups for examples in group)
-
-    def _rows(self, examples: Examples, step: int, subject: int, kind: int):
+    def _rows(self, kind: int, step: int, subject: int) -> Rows:
         (seed, number), first, rows = self._identity(subject), step * self.batch_size, self.batch_size
+        examples = self._kinds[kind][subject]
         views = drawn_views(seed, number, kind, first, rows, len(examples), examples.parts)
         choices = examples.text_index.shape[1]
         choice = np.random.default_rng([seed, CAPTION_STREAM, number, kind, step]).integers(choices, size=rows)
-        index = examples.text_index[views, choice]
+        texts = examples.text_index[views, choice]
         if self.caption_dropout and kind == INSTANCE:
             chance = np.random.default_rng([seed, DROPOUT_STREAM, number, step]).random(len(views))
-            empty = len(jax.tree.leaves(examples.text)[0]) - 1
-            index = np.where(chance < self.caption_dropout, empty, index)
-        text = jax.tree.map(lambda array: array[index], examples.text)
-        time_ids = None if examples.time_ids is None else examples.time_ids[views]
-        mask = full_masks(examples)[views] if self._masked else None
-        return np.asarray(examples.moments[views], np.float32), text, time_ids, mask
+            texts = np.where(chance < self.caption_dropout, _texts(examples) - 1, texts)
+        # Behind those of the kinds before.
+        before = [self._kinds[other][subject] for other in self._kinds if other < kind]
+        return Rows(views + sum(map(len, before)), texts + sum(map(_texts, before)))
+
+    @cached_property
+    def _kinds(self) -> dict[int, Sequence[Examples]]:
+        """The examples of every kind of row that there is, in the order in which they lie in the tables."""
+        kinds = {INSTANCE: self.instance, PRIOR: self.prior, COLLAGE: self.collages}
+        return {kind: examples for kind, examples in kinds.items() if examples is not None}
+
+    @cached_property
+    def _tables(self) -> list[list[Parts]]:
+        """Of each subject: moments, the text's arrays, time ids and masks (if any), each in one part for each kind."""
+        subjects = []
+        for kinds in zip(*self._kinds.values(), strict=True):
+            tables = [[np.asarray(kind.moments, np.float32) for kind in kinds]]
+            tables += map(list, zip(*(jax.tree.leaves(kind.text) for kind in kinds), strict=True))
+            tables += [[kind.time_ids for kind in kinds]] if self._sized else []
+            # If any row has a mask, all do, since rows of one batch have one shape.
+            tables += [[full_masks(kind) for kind in kinds]] if self._masked else []
+            subjects.append(tables)
+        return subjects
+
+    @property
+    def _sized(self) -> bool:
+        return self.instance[0].time_ids is not None
+
+    @cached_property
+    def _masked(self) -> bool:
+        return any(examples.masks is not None for kind in self._kinds.values() for examples in kind)
+
+    @cached_property
+    def _resident(self) -> tuple[list[jax.Array], tuple[jax.Array, ...]] | None:
+        """Tables and constants on the devices; None if there is no room for them."""
+        if not fits(self._tables, self.mesh):
+            return None
+        return put_tables(self._tables, self.mesh), jax.tree.map(self._put, self._constants)
+
+    @cached_property
+    def _constants(self) -> tuple[np.ndarray, ...]:
+        """What all steps have in common: weights, `is_prior` and row numbers."""
+        size, subjects = self.batch_size, len(self.instance)
+        weights, is_prior = np.full(size, 1.0 / size, np.float32), np.zeros(size, bool)
+        if self.prior is not None:
+            weights = np.stack([weights, weights * np.float32(self.prior_weight)], 1).reshape(-1)
+            is_prior = np.tile([False, True], size)
+        numbers = np.arange(len(weights), dtype=np.int32)
+        return tuple(np.tile(constant, (subjects, 1)) for constant in (weights, is_prior, numbers))
+
+    def _index_of_each(self, indices: tuple) -> list:
+        """Views' numbers for every table but the text's, which have their own."""
+        views, texts = indices
+        text_tables = len(jax.tree.leaves(self.instance[0].text))
+        return [views] + [texts] * text_tables + [views] * (self._sized + self._masked)
+
+    def _batch(self, taken: Sequence, constants: tuple) -> Batch:
+        """The batch of what was taken from each table."""
+        moments, *rest = taken
+        mask = rest.pop() if self._masked else None
+        time_ids = rest.pop() if self._sized else None
+        return Batch(
+            moments, jax.tree.unflatten(jax.tree.structure(self.instance[0].text), rest), time_ids, *constants, mask
+        )
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        return put(array, batch_sharding(self.mesh))
+
+
+def _texts(examples: Examples) -> int:
+    return len(jax.tree.leaves(examples.text)[0])

@@ -1,10 +1,14 @@
-"""Multi-head attention under PyTorch's names, and the one place that chooses the attention kernel."""
+"""Multi-head attention under PyTorch's names, and the one function through which all attention goes."""
+
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxbooth.nn.attention_choice import Kernel, backend_here, choose
+from jaxbooth.nn.attention_plain import chunked_attention, plain_attention
+from jaxbooth.nn.attention_splash import splash_attention
 from jaxbooth.nn.layers import LayerFactory
 
 
@@ -14,40 +18,36 @@ def attention(
     v: Float[Array, "b m heads d"],
     *,
     is_causal: bool = False,
+    kernel: Kernel | None = None,
 ) -> Float[Array, "b n heads d"]:
     """Scaled dot-product attention, Equation 1 of Vaswani et al. 2017; scores and softmax in fp32.
 
-    Every attention of every model comes through here, so that a faster kernel is a change to this function only.
+    Fused kernels are for the inside of a `jax.shard_map`, where each device has its own rows, as in a training step.
+    Elsewhere attention is made of operations that the compiler can split over devices by itself.
+
+    Args:
+        q, k, v: Queries, keys, values.
+        is_causal: Whether a query sees only keys that are not after it.
+        kernel: Takes this one, for tests; default: as `attention_choice.choose` says.
     """
-    scores = _scores(q, k) * q.shape[-1] ** -0.5
     if is_causal:
-        earlier = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
-        scores = jnp.where(earlier, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+        return plain_attention(q, k, v, is_causal=True)
+    shapes = {"head_dim": q.shape[-1], "q_len": q.shape[1], "kv_len": k.shape[1], "dtype": q.dtype}
+    pick = partial(choose, **shapes, backend=backend_here())
+    sampling, training = (kernel or pick(training=training) for training in (False, True))
+    if sampling == training:
+        return _run(sampling, q, k, v)
+    by_use = jax.custom_vjp(partial(_run, sampling))
+    by_use.defvjp(partial(jax.vjp, partial(_run, training)), lambda pullback, cotangent: pullback(cotangent))
+    return by_use(q, k, v)
 
 
-@jax.custom_vjp
-def _scores(q: Float[Array, "b n heads d"], k: Float[Array, "b m heads d"]) -> Float[Array, "b heads n m"]:
-    """q k^T, accumulated and kept in fp32.
-
-    The backward pass is written out because JAX's own would multiply the fp32 cotangent with half-precision inputs,
-    and so run both of its matrix products in fp32.
-    """
-    return jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
-
-
-def _scores_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _scores(q, k), (q, k)
-
-
-def _scores_backward(inputs: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    q, k = inputs
-    cotangent = cotangent.astype(q.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", cotangent, k), jnp.einsum("bhnm,bnhd->bmhd", cotangent, q)
-
-
-_scores.defvjp(_scores_forward, _scores_backward)
+def _run(kernel: Kernel, q: Array, k: Array, v: Array) -> Array:
+    if kernel == "splash":
+        return splash_attention(q, k, v, interpret=backend_here() != "tpu")
+    if kernel == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return (chunked_attention if kernel == "chunked" else plain_attention)(q, k, v)
 
 
 class Attention(nnx.Module):

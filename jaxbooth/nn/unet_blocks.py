@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxbooth.nn.attention_choice import RESIDUALS
 from jaxbooth.nn.layers import Downsample2D, LayerFactory, ResnetBlock2D, Upsample2D
 from jaxbooth.nn.transformer_2d import Transformer2DModel
 
@@ -191,8 +192,12 @@ UP_BLOCKS = {"UpBlock2D": UpBlock2D, "CrossAttnUpBlock2D": CrossAttnUpBlock2D}
 
 
 def run(module: nnx.Module, remat: bool) -> Callable[..., Array]:
-    """The module itself, or the module whose inside is recomputed in the backward pass."""
-    return jax.checkpoint(module.__call__) if remat else module
+    """The module itself, or the module whose inside is recomputed in the backward pass.
+
+    What fused attention keeps is kept: its backward pass computes scores again by itself.
+    """
+    keep = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
+    return jax.checkpoint(module.__call__, policy=keep) if remat else module
 
 
 def _up_resnets(spec: BlockSpec, in_widths: Sequence[int], make: LayerFactory) -> nnx.List:

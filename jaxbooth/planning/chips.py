@@ -19,6 +19,7 @@ class Chip:
         flops: Peak of matrix products in bfloat16 a second, without sparsity.
         bandwidth: Peak of bytes a second to and from the device's memory.
         source: Where flops and bandwidth of the whole chip are published.
+        devices: How many of them are one chip as it is sold.
     """
 
     name: str
@@ -27,12 +28,12 @@ class Chip:
     flops: float
     bandwidth: float
     source: str
+    devices: int = 1
 
 
 def _of(name: str, kinds: str, memory_gib: float, tera: float, giga: float, source: str, devices: int = 1) -> Chip:
-    return Chip(
-        name, tuple(kinds.split(" | ")), int(memory_gib * GIB), tera * 1e12 / devices, giga * 1e9 / devices, source
-    )
+    flops, bandwidth = tera * 1e12 / devices, giga * 1e9 / devices
+    return Chip(name, tuple(kinds.split(" | ")), int(memory_gib * GIB), flops, bandwidth, source, devices)
 
 
 TPUS = {

@@ -1,7 +1,6 @@
 """Published bases by name, without their weights: what their config.json files say, as far as a step depends on it.
 
-Sources: the model repositories stable-diffusion-v1-5/stable-diffusion-v1-5, stabilityai/stable-diffusion-2-1 and
-stabilityai/stable-diffusion-xl-base-1.0.
+Sources: the model repositories in `REPOSITORIES`.
 """
 
 import json
@@ -82,6 +81,11 @@ STEPS = {
     "set_alpha_to_one": False,
 }
 FULL_SIZE = tuple(UNETS)
+REPOSITORIES = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "stabilityai/stable-diffusion-2-1": "sd21",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
 
 
 def full_size_family(name: str) -> ModelFamily:

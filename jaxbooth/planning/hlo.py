@@ -91,7 +91,7 @@ class Program:
                 if header:
                     current = self.computations.setdefault(header[2], Computation())
                     self.entry = current if header[1] else self.entry
-            elif line.startswith("}"):
+            elif line.rstrip() == "}":  # some attributes of custom calls go on in lines that begin so
                 current = None
             elif (found := _INSTRUCTION.match(line)) is not None:
                 current.add(_instruction(found[2], line[found.end() :]))
@@ -105,8 +105,11 @@ class Program:
         return sizes
 
     def collectives(self) -> dict[str, Collective]:
-        """Collectives by kind; those inside of loops are counted once."""
-        found: dict[str, list[int]] = {}
+        """Collectives by kind; those inside of loops are counted once.
+
+        One that goes on behind other work stands in several computations, as links of a chain: it is counted once.
+        """
+        found: dict[str, dict[str, int]] = {}
         for computation in self.computations.values():
             for one in computation.instructions.values():
                 kind = one.opcode.removesuffix("-start")
@@ -116,8 +119,9 @@ class Program:
                 outside = one.bytes
                 if one.opcode.endswith("-start") and one.shape.startswith("("):
                     outside -= inside  # the tuple of a start holds its operands too
-                found.setdefault(kind, []).append(max(inside, outside))
-        return {kind: Collective(len(sizes), sum(sizes)) for kind, sizes in sorted(found.items())}
+                chain = re.search(r'chain_id="(\d+)"', one.rest)
+                found.setdefault(kind, {})[f"chain {chain[1]}" if chain else one.name] = max(inside, outside)
+        return {kind: Collective(len(sizes), sum(sizes.values())) for kind, sizes in sorted(found.items())}
 
     def moved(self, parameter: str) -> int:
         """Bytes that one device moves to use an argument, `base`, in a step: every fetch, and every copy made of it."""

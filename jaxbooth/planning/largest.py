@@ -1,4 +1,4 @@
-"""The largest pack that fits, asked of the compiler as seldom as can be: each question takes it minutes."""
+"""The largest pack or batch that fits, asked of the compiler as seldom as can be: each question takes it minutes."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,15 +7,15 @@ from jaxbooth.planning.plan import StepPlan
 LARGEST = 2**12
 
 
-def sizes_to_try(divides: Callable[[int], bool], subjects: int) -> list[int]:
-    """Sizes 1, 2, 3, 4, 6, 8, 12, 16, ... that divide over the mesh, up to the first that holds all subjects."""
+def sizes_to_try(divides: Callable[[int], bool], most: int) -> list[int]:
+    """Sizes 1, 2, 3, 4, 6, 8, 12, 16, ... that divide over the mesh, up to the first that is no less than `most`."""
     powers = [2**power for power in range(LARGEST.bit_length())]
     every = sorted({size for power in powers for size in (power, power * 3 // 2)})
     sizes = [size for size in every if divides(size)]
-    return sizes[: sum(size < subjects for size in sizes) + 1]
+    return sizes[: sum(size < most for size in sizes) + 1]
 
 
-def largest_pack(plan: Callable[[int], StepPlan], sizes: Sequence[int], first: int) -> dict[int, StepPlan]:
+def largest_that_fits(plan: Callable[[int], StepPlan], sizes: Sequence[int], first: int) -> dict[int, StepPlan]:
     """Plans of every size that was asked for; the largest whose `fits` is true is the answer.
 
     From `first` on sizes are doubled until one does not fit, then the one between the last two is tried. If `first`
@@ -24,7 +24,7 @@ def largest_pack(plan: Callable[[int], StepPlan], sizes: Sequence[int], first: i
     Args:
         plan: Asks the compiler.
         sizes: As `sizes_to_try` gives them.
-        first: One of them: as many subjects as there are devices is a good start.
+        first: One of them: of packs, as many subjects as there are devices is a good start.
     """
     plans: dict[int, StepPlan] = {}
 

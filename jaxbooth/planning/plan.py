@@ -1,17 +1,21 @@
-"""The verdict on a training step: compiled for the devices it is meant for, measured without being run."""
+"""The verdict on a training step: compiled for the devices it is meant for, measured without being run.
+
+`planning/quick.py` gives the same without a compiler, as far as it can be had.
+"""
 
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
 from jaxbooth.planning.chips import chip_of
+from jaxbooth.planning.count import silent_kernels_flops_of
 from jaxbooth.planning.hlo import Collective, Program
-from jaxbooth.planning.step import StepRecipe, lower_step
+from jaxbooth.planning.step import StepRecipe, trace_step
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Both ways in which XLA refuses a program: `... required (16.00G) exceeds available HBM (15.75G)` and, of old,
@@ -52,12 +56,13 @@ class StepPlan:
         available_bytes: What there is; None if nobody knows.
         memory: Its parts; None where the compiler refused.
         arguments: Bytes of `base`, `state` and `batch`.
-        flops: Of one step.
+        flops: Of one step; those of kernels that tell the compiler nothing (fused attention) are counted and added.
         bytes_accessed: Read and written by one step, as XLA counts them.
         collectives: By kind.
         base_bytes_moved: Bytes that using the frozen weights moves in a step; the same for any number of subjects,
             unless they are fetched for each of them.
         compile_seconds: Time that the compiler took here.
+        answered_by: Whether the compiler was asked, or the program was only traced and counted.
     """
 
     subjects: int
@@ -74,6 +79,7 @@ class StepPlan:
     collectives: Mapping[str, Collective] | None = None
     base_bytes_moved: int | None = None
     compile_seconds: float | None = None
+    answered_by: Literal["compiler", "quick"] = "compiler"
 
     @property
     def least_seconds(self) -> float | None:
@@ -119,7 +125,8 @@ def plan_step(
         MeshError: Subjects or rows do not divide over the mesh.
         MethodError: Nothing is trainable.
     """
-    lowered, kind = lower_step(recipe, subjects, mesh), mesh.devices.flat[0].device_kind
+    traced, kind = trace_step(recipe, subjects, mesh), mesh.devices.flat[0].device_kind
+    lowered = traced.lower()
     chip = chip_of(kind)
     available = memory_bytes if memory_bytes is not None else chip.memory_bytes if chip else None
     facts = {"subjects": subjects, "devices": mesh.size, "mesh": dict(mesh.shape), "device_kind": kind}
@@ -133,6 +140,8 @@ def plan_step(
         facts |= {"fits": False, "needed_bytes": needed, "available_bytes": limit or available}
         return StepPlan(**facts, compile_seconds=time.monotonic() - began)
     facts |= {"compile_seconds": time.monotonic() - began, "available_bytes": available} | _measured(compiled)
+    if facts["flops"] is not None:
+        facts["flops"] += silent_kernels_flops_of(traced.jaxpr) / mesh.size
     # A compiler that checks memory itself has said that it fits; it knows better than the sum of the parts.
     checked = memory_bytes is None and kind.startswith("TPU")
     return StepPlan(**facts, fits=checked or available is None or facts["needed_bytes"] <= available)

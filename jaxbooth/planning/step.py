@@ -1,12 +1,13 @@
 """The training step of a pack without a single array: shapes and layouts, lowered for any mesh."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.families import ModelFamily
@@ -51,8 +52,13 @@ class StepRecipe:
     masked: bool = False
 
 
-def lower_step(recipe: StepRecipe, subjects: int, mesh: Mesh) -> jax.stages.Lowered:
-    """The program of one step for a pack, before the compiler has seen it; takes no memory to speak of.
+def abstract_step(recipe: StepRecipe, subjects: int, mesh: Mesh | AbstractMesh) -> tuple[Callable, tuple]:
+    """The jitted step of a pack, and shapes and layout of its arguments: `step.trace(*arguments)`.
+
+    Args:
+        recipe: The step.
+        subjects: Size of the pack.
+        mesh: Of devices that are there, that are described, or that only have a name.
 
     Raises:
         MeshError: Subjects or rows do not divide over the mesh.
@@ -65,7 +71,23 @@ def lower_step(recipe: StepRecipe, subjects: int, mesh: Mesh) -> jax.stages.Lowe
         recipe.method, split, recipe.optimizer, recipe.objective, mesh, state,
         accumulation=recipe.accumulation, ema_decay=recipe.ema_decay,
     )  # fmt: skip
-    return step.lower(state, split.base, abstract_batch(recipe, subjects, mesh), abstract_pack(subjects, mesh))
+    return step, (state, split.base, abstract_batch(recipe, subjects, mesh), abstract_pack(subjects, mesh))
+
+
+def trace_step(recipe: StepRecipe, subjects: int, mesh: Mesh) -> jax.stages.Traced:
+    """The program of one step for a pack, as JAX sees it; takes no memory to speak of.
+
+    Raises:
+        MeshError: Subjects or rows do not divide over the mesh.
+        MethodError: Nothing is trainable.
+    """
+    step, arguments = abstract_step(recipe, subjects, mesh)
+    return step.trace(*arguments)
+
+
+def lower_step(recipe: StepRecipe, subjects: int, mesh: Mesh) -> jax.stages.Lowered:
+    """The same before the compiler has seen it; raises as `trace_step` does."""
+    return trace_step(recipe, subjects, mesh).lower()
 
 
 def abstract_batch(recipe: StepRecipe, subjects: int, mesh: Mesh) -> Batch:

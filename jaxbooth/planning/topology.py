@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 
 from jaxbooth.errors import ConfigError, list_problems
-from jaxbooth.planning.chips import TPUS
+from jaxbooth.planning.chips import TPUS, Chip
 
 # Without these libtpu asks the cloud's metadata server which TPU this is (for minutes, where there is none), and two
 # processes may not compile at once. On a machine with a TPU they would break what runs there.
@@ -43,8 +43,8 @@ def describe_topology(name: str) -> list[jax.Device]:
     chip, shape = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
         raise ConfigError(
-            f"topology {name}: the TPU compiler is not installed. pip install 'jaxbooth[tpu]' brings the libtpu of "
-            f"this JAX ({jax.__version__}); no TPU is needed."
+            f"topology {name}: the TPU compiler is not installed. pip install 'jaxbooth[plan]' brings the libtpu "
+            f"of this JAX ({jax.__version__}); no TPU is needed."
         )
     without_a_tpu()
     options = {"chip_config_name": "megacore"} if chip in MEGACORE else {}
@@ -73,6 +73,16 @@ def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
         advice = f"Write the chip and the shape of the slice, e.g. {', '.join(EXAMPLES)}."
         raise ConfigError(list_problems(f'topology "{name}" cannot be used:', problems, advice))
     return chip, shape
+
+
+def count_devices(name: str) -> tuple[Chip, int]:
+    """The chip of a slice, and how many devices JAX will see on it; asks no compiler, so the slice need not exist.
+
+    Raises:
+        ConfigError: It is no topology.
+    """
+    kind, shape = parse_topology(name)
+    return TPUS[kind], math.prod(shape) * TPUS[kind].devices
 
 
 def without_a_tpu() -> None:

@@ -105,6 +105,7 @@ def _accumulated(gradients: Callable, statistics: Flat, batch: Batch, keys: PRNG
     # Row weights are those of the whole batch, so sums over micro-batches are exact.
     micro = jax.tree.map(lambda x: _micro_batches(x, accumulation), (batch, keys))
     first = jax.tree.map(lambda x: x[0], micro)
+    gradients = jax.jit(gradients, inline=True)  # traced once, for the shapes and for the loop
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients, statistics, *first)[0])
 
     def add(carry, part):

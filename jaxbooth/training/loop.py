@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from jaxbooth.errors import JaxboothError, Preempted, list_problems
 from jaxbooth.training.checkpoint import CheckpointStore
 from jaxbooth.training.early_stop import EarlyStop, all_ended
+from jaxbooth.training.goodput import CHECKPOINT, COMPILE, DATA, OTHER, Goodput
 from jaxbooth.training.metrics import MetricsWriter, ProgressLine
 from jaxbooth.training.preemption import Preemption
 from jaxbooth.training.state import TrainState
@@ -48,8 +50,12 @@ def train(
     subject_names: list[str],
     learning_rate: Callable,
     early_stop: EarlyStop | None = None,
+    goodput: Goodput | None = None,
 ) -> TrainState:
     """Takes the remaining steps, logging and saving on the way; touches nothing if none remain.
+
+    Metrics are those of the last step: the loss and its parts, `lr`, `grad_norm`; `time/step_s`, mean seconds of a step
+    since the last line; and what `Goodput` tells of all the time since the run's process began.
 
     Raises:
         Preempted: SIGTERM or Ctrl-C arrived; the state is saved.
@@ -62,14 +68,20 @@ def train(
     metrics_file.rewind(start)
     if early_stop is not None:
         early_stop.go_on(start)
+    goodput = goodput or Goodput()
+    goodput.training_begins()
     began, since = time.monotonic(), start
     try:
         with Preemption() as preemption:
             # The first batch is made before, every later one while the device works on the step before it.
-            batch = batch_at(start)
+            with goodput.during(DATA):
+                batch = batch_at(start)
             for step in range(start + 1, config.steps + 1):
-                state, metrics = train_step(state, batch)
-                batch = batch_at(step) if step < config.steps else None
+                with goodput.during(COMPILE) if step == start + 1 else nullcontext():
+                    state, metrics = train_step(state, batch)
+                if step < config.steps:
+                    with goodput.during(DATA):
+                        batch = batch_at(step)
                 if early_stop is not None:
                     state = early_stop.after(step, state)
                 last = step == config.steps or (early_stop is not None and early_stop.over)
@@ -81,14 +93,17 @@ def train(
                 if saving or step == 1 or step % config.log_every_steps == 0:
                     values = readable(metrics, subject_names, step)
                     elapsed = time.monotonic() - began
-                    values |= {"lr": float(learning_rate(step - 1)), "time/step_s": elapsed / (step - since)}
-                    metrics_file.write(step, values)
+                    with goodput.during(OTHER):
+                        values |= {"lr": float(learning_rate(step - 1)), "time/step_s": elapsed / (step - since)}
+                        metrics_file.write(step, values | goodput.values())
                     loss, began, since = values["loss/total"], time.monotonic(), step
                 if saving:
-                    store.save(step, state)
-                progress.update(step, loss)
-                if config.step_file is not None:
-                    config.step_file.write_text(f"step {step}\n")
+                    with goodput.during(CHECKPOINT):
+                        store.save(step, state)
+                with goodput.during(OTHER):
+                    progress.update(step, loss)
+                    if config.step_file is not None:
+                        config.step_file.write_text(f"step {step}\n")
                 if stop and not last:
                     store.close()
                     raise Preempted(f"stopped at step {step}; it is saved. Run the same command again to go on.")

@@ -4,7 +4,7 @@ import pytest
 
 from jaxbooth.data.batches import BatchStream, drawn_views
 from jaxbooth.data.examples import Examples, joined
-from jaxbooth.sharding import MeshConfig, make_mesh
+from jaxbooth.sharding import MeshConfig, batch_sharding, make_mesh
 from jaxbooth.types import Text
 
 INSTANCE, PRIOR = 7, 12  # views
@@ -219,3 +219,49 @@ def test_where_one_kind_of_rows_has_masks_all_have():
     batch = BatchStream([instance], [prior], 2, 1.0, 0, None).host_batch(0)
     np.testing.assert_array_equal(batch.mask[0, :, 0, 0], np.where(batch.is_prior[0], 1.0, 5.0))
     assert BatchStream([prior], [prior], 2, 1.0, 0, None).host_batch(0).mask is None
+
+
+# ---- what lies on the devices
+
+
+def all_kinds(mesh, subjects=2) -> BatchStream:
+    """Subjects with tables of different lengths, rows of every kind, masks, captions to choose from and to drop."""
+    instance = [with_captions(3 + 2 * subject, 2, masks=True) for subject in range(subjects)]
+    prior, collages = [with_captions(4, 1, 500)] * subjects, [with_captions(5, 3, 900)] * subjects
+    options = {"collages": collages, "collage_share": 0.4, "caption_dropout": 0.3}
+    return BatchStream(instance, prior, 4, 0.5, 3, mesh, identities=[(7, 1), (9, 0)][:subjects], **options)
+
+
+def sized(mesh) -> BatchStream:
+    return BatchStream([examples(5, 0, time_ids=True)], [examples(9, 1000, time_ids=True)], 4, 1.0, 0, mesh)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("resident", [True, False])
+def test_devices_hold_the_same_bits_as_the_host_wherever_the_tables_lie(sizes, resident, monkeypatch):
+    mesh = make_mesh(
+        MeshConfig(**dict(zip(("subject", "data", "fsdp"), sizes, strict=True))), jax.devices()[: np.prod(sizes)]
+    )
+    if not resident:
+        monkeypatch.setattr("jaxbooth.data.resident.RESIDENT_BYTES", 0)
+    for stream in (all_kinds(mesh), *([sized(mesh)] if mesh.size == 1 else [])):
+        assert (stream._resident is not None) == resident
+        for step in (0, 1, 17):
+            ours, theirs = stream.device_batch(step), stream.host_batch(step)
+            assert_equal(jax.tree.map(np.asarray, ours), theirs)
+            assert jax.tree.map(lambda x: x.dtype, ours) == jax.tree.map(lambda x: x.dtype, theirs)
+            assert all(leaf.sharding == batch_sharding(mesh) for leaf in jax.tree.leaves(ours))
+
+
+def test_a_subject_s_rows_are_those_that_it_has_alone_and_every_kind_is_drawn():
+    stream = all_kinds(None)
+    texts = np.concatenate([stream.host_batch(step).text.input_ids[..., 0, 0] for step in range(20)], axis=1)
+    for subject in range(2):
+        kinds = {int(text) // 400 for text in texts[subject]}  # -1: the empty one, 0: own, 1: prior, 2: collages
+        assert kinds == {-1, 0, 1, 2}
+    first = BatchStream(
+        stream.instance[:1], stream.prior[:1], 4, 0.5, 3, None, identities=[(7, 1)],
+        collages=stream.collages[:1], collage_share=0.4, caption_dropout=0.3,
+    )  # fmt: skip
+    for step in range(5):
+        assert_equal(jax.tree.map(lambda x: x[:1], stream.host_batch(step)), first.host_batch(step))

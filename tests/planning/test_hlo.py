@@ -51,6 +51,20 @@ def test_collectives_are_counted_by_kind_with_the_larger_side():
     assert program().collectives() == {"all-gather": Collective(1, KERNEL), "all-reduce": Collective(1, 24)}
 
 
+def test_a_collective_that_goes_on_behind_other_work_is_counted_once():
+    links = [
+        f'%link.{i} = f32[4,8]{{1,0}} all-gather(%p2), dimensions={{0}}, frontend_attributes={{chain_id="7"}}'
+        for i in range(3)
+    ]
+    assert program(*links).collectives()["all-gather"] == Collective(2, 2 * KERNEL)
+
+
+def test_attributes_that_go_on_in_lines_of_their_own_do_not_end_a_program():
+    kernel = '%kernel = f32[3]{0} custom-call(%p1), frontend_attributes={xprof="a"\n}}, metadata={op_name="k"}'
+    later = "%later = f32[3]{0} all-reduce(%p1), to_apply=%add"
+    assert program(kernel, later).collectives()["all-reduce"] == Collective(2, 24 + 12)
+
+
 def test_every_reader_of_a_weight_moves_it():
     one = program("%last = f32[4,8]{1,0} negate(%p0)")
     two = program("%first = f32[4,8]{1,0} add(%p0, %p0)", "%last = f32[4,8]{1,0} negate(%p0)")

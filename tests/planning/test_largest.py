@@ -1,7 +1,7 @@
 import pytest
 from small_recipe import said
 
-from jaxbooth.planning.largest import largest_pack, sizes_to_try
+from jaxbooth.planning.largest import largest_that_fits, sizes_to_try
 
 
 def asked(room: int, sizes, first) -> tuple[list[int], int | None]:
@@ -12,7 +12,7 @@ def asked(room: int, sizes, first) -> tuple[list[int], int | None]:
         order.append(size)
         return said(size, size <= room)
 
-    plans = largest_pack(plan, sizes, first)
+    plans = largest_that_fits(plan, sizes, first)
     assert list(plans) == order and len(set(order)) == len(order)
     return order, max((size for size in plans if plans[size].fits), default=None)
 

@@ -69,14 +69,14 @@ def test_the_bound_is_the_slower_of_products_and_bytes_at_the_chip_s_peaks(plans
 @pytest.mark.parametrize("message", NEW)
 def test_a_compiler_s_refusal_is_a_verdict_with_numbers(message, monkeypatch):
     assert refusal(message) == (16 * GIB, int(15.75 * GIB))
-    monkeypatch.setattr(planning, "lower_step", lambda *_: Refusing(message))
+    monkeypatch.setattr(planning, "trace_step", lambda *_: Refusing(message))
     plan = plan_step(small_recipe(), 2, mesh_of())
     assert not plan.fits and plan.memory is None
     assert (plan.needed_bytes, plan.available_bytes) == (16 * GIB, int(15.75 * GIB))
 
 
 def test_what_is_not_the_device_s_memory_is_no_verdict(monkeypatch):
-    monkeypatch.setattr(planning, "lower_step", lambda *_: Refusing("RESOURCE_EXHAUSTED: scoped vmem limit exceeded"))
+    monkeypatch.setattr(planning, "trace_step", lambda *_: Refusing("RESOURCE_EXHAUSTED: scoped vmem limit exceeded"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="vmem"):
         plan_step(small_recipe(), 2, mesh_of())
 
@@ -86,6 +86,9 @@ class Refusing:
 
     def __init__(self, message: str):
         self.message = message
+
+    def lower(self):
+        return self
 
     def compile(self, compiler_options=None):
         raise jax.errors.JaxRuntimeError(self.message)

@@ -35,7 +35,7 @@ def test_a_wrong_name_is_told_with_right_ones(name):
 
 def test_without_libtpu_the_way_to_get_it_is_told(bare, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'jaxbooth\[tpu\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'jaxbooth\[plan\]'"):
         describe_topology("v5e:2x4")
     assert not set(topology.ENVIRONMENT) & set(os.environ)
 

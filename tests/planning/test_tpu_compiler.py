@@ -12,16 +12,19 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from small_recipe import small_recipe
 
 from jaxbooth.planning.chips import chip_of
+from jaxbooth.planning.count import flops_of
 from jaxbooth.planning.machine import this_machine
 from jaxbooth.planning.topology import EXAMPLES, describe_topology
+from jaxbooth.planning.traffic import traffic_of
 from jaxbooth.sharding import MeshConfig
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed (jaxbooth[tpu])"
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed (jaxbooth[plan])"
 )
 PROGRAM = Path(__file__).with_name("tpu_program.py")
 COUNTS = {"v4:2x2x2": 8, "v5e:2x4": 8, "v5e:4x4": 16, "v5p:2x2x1": 4, "v6e:2x4": 8, "tpu7x:2x2x1": 8}
@@ -39,6 +42,23 @@ def test_a_pack_too_large_is_refused_with_numbers():
     plan = this_machine("v5e:2x4").plan(small_recipe(dtype="bfloat16"), 8 * 2**16)
     assert not plan.fits and plan.memory is None
     assert plan.available_bytes == pytest.approx(15.75 * 2**30, rel=1e-3) and plan.needed_bytes > plan.available_bytes
+
+
+def test_counts_of_a_traced_program_are_near_the_compiler_s():
+    side = jax.sharding.SingleDeviceSharding(describe_topology("v5e:2x2")[0])
+    x, *weights = [jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=side)] * 4
+
+    def loss(weights, x):
+        for weight in weights:
+            x = jax.nn.gelu(x @ weight)
+        return jnp.sum(x.astype(jnp.float32) ** 2)
+
+    traced = jax.jit(jax.grad(loss)).trace(weights, x)
+    said, traffic = traced.lower().compile().cost_analysis(), traffic_of(traced.jaxpr)
+    ratio = traffic.bytes / said["bytes accessed"]
+    print(f"FLOPs {flops_of(traced.jaxpr) / said['flops']:.3f}, bytes {ratio:.2f} of the compiler's")
+    assert flops_of(traced.jaxpr) == pytest.approx(said["flops"], rel=0.05)
+    assert 0.4 < ratio < 1.5
 
 
 @pytest.mark.slow
