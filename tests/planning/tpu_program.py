@@ -13,6 +13,7 @@ from dataclasses import asdict
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.methods import LoRA
 from jaxbooth.pipeline import schedule_of
+from jaxbooth.planning.effort import OPTIONS
 from jaxbooth.planning.full_size import full_size_family
 from jaxbooth.planning.machine import this_machine
 from jaxbooth.planning.step import StepRecipe
@@ -30,7 +31,7 @@ if __name__ == "__main__":
     name, remat, parts, *sizes = sys.argv[1:]
     machine, recipe = this_machine(name), sd15_lora(remat == "1", int(parts))
     for size in map(int, sizes):
-        plan = machine.plan(recipe, size)
+        plan = machine.plan(recipe, size, OPTIONS["low"])
         settings = {"topology": name, "remat": recipe.remat, "accumulation": recipe.accumulation}
         derived = {"least_seconds": plan.least_seconds, "bound_by": plan.bound_by}
         print(json.dumps(settings | asdict(plan) | derived), flush=True)
