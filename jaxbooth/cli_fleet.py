@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from jaxbooth.cli_plan import Effort
+
 log = logging.getLogger(__name__)
 fleet_app = typer.Typer(no_args_is_help=True, help="Train many subjects from one manifest, each exactly once.")
 
@@ -189,11 +191,15 @@ def plan(
     compile: Annotated[
         bool, typer.Option(help="Ask the compiler, which takes minutes; else --pack-size is taken on trust.")
     ] = True,
+    effort: Annotated[
+        Effort, typer.Option(help="The compiler's; low: sooner, with other temporaries and bytes than training has.")
+    ] = Effort.full,
     root: Root = None,
 ) -> None:
     """Say what fits and how long it takes, before a machine is rented; reads no weights and trains nothing."""
     from jaxbooth.fleet_plan import plan_fleet, read_fleet
     from jaxbooth.fleet_plan_text import describe_plan
+    from jaxbooth.planning.effort import OPTIONS
     from jaxbooth.planning.machine import this_machine
 
     subjects, settings = read_fleet(manifest, config, overrides or [], root)
@@ -202,7 +208,7 @@ def plan(
     machine = this_machine(topology, memory_gib, settings.mesh)
     found = plan_fleet(
         subjects, settings, machine, pack_size=pack_size, ask_compiler=compile, step_seconds=step_seconds,
-        price_per_hour=price_per_hour,
+        price_per_hour=price_per_hour, compiler_options=OPTIONS[effort.value],
     )  # fmt: skip
     print("\n".join(describe_plan(found)))
     if found.size is None:
