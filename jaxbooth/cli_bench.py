@@ -30,7 +30,7 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
 ) -> None:
     """Time the training step on this machine, with random weights; each figure in a process of its own."""
-    from jaxbooth.bench.case import OUT_OF_MEMORY
+    from jaxbooth.bench import OUT_OF_MEMORY
     from jaxbooth.bench.table import table, write_report
     from jaxbooth.bench.turns import cases_of, check_rival, measure_all
     from jaxbooth.run_folder import check_writable

@@ -245,9 +245,8 @@ def generate(
 
 def latent_shape(family: ModelFamily, height: int | None, width: int | None) -> tuple[int, int, int]:
     """Latent height, width and channels of a picture size in pixels."""
-    factor = 2 ** (len(family.vae.block_out_channels) - 1)
-    height, width = height or family.unet.sample_size * factor, width or family.unet.sample_size * factor
-    multiple = factor * 2 ** (len(family.unet.block_out_channels) - 1)
+    factor, height, width = family.vae.downscale, height or family.resolution, width or family.resolution
+    multiple = factor * family.unet.downscale
     if height % multiple or width % multiple or min(height, width) < multiple:
         raise ConfigError(f"picture size {height}x{width}: both sides must be multiples of {multiple} for this model")
     return height // factor, width // factor, family.unet.in_channels
@@ -272,7 +271,7 @@ def _program(family: ModelFamily, sampler: str, num_steps: int, guided: bool, ze
     `zeros`: the unconditional half sees zeros instead of the encoded empty prompt, as SDXL was trained.
     """
     schedule = schedule_of(family)
-    factor = 2 ** (len(family.vae.block_out_channels) - 1)
+    factor = family.vae.downscale
 
     def run(graphdef, state, noise, ids, negative_ids, key_data, guidance_scale):
         sd = nnx.merge(graphdef, state)

@@ -27,8 +27,7 @@ def step_recipe(config: Config) -> StepRecipe:
         ConfigError: The base cannot draw pictures of that size.
     """
     family = _family(config)
-    factor = 2 ** (len(family.vae.block_out_channels) - 1)
-    resolution = config.data.resolution or family.unet.sample_size * factor
+    resolution = config.data.resolution or family.resolution
     latent_shape(family, resolution, resolution)  # raises
     prior = bool(config.subjects) and config.prior.loss_weight > 0
     return StepRecipe(

@@ -106,7 +106,7 @@ class Prepared:
         self, images: list[Sequence[CaptionedImage]], seeds: Sequence[int], size_augmentation: int = 0
     ) -> list[PictureViews]:
         """Each subject's (or the data set's) pictures as they will be cut, by a seed for each."""
-        factor = 2 ** (len(self.family.vae.block_out_channels) - 1)
+        factor = self.family.vae.downscale
         return [
             PictureViews(part, self.config.data, self.resolution, seed, factor, size_augmentation)
             for part, seed in zip(images, seeds, strict=True)
@@ -230,8 +230,7 @@ def make_objective(config: Config, family: ModelFamily) -> Objective:
 
 
 def _resolution(config: Config, family: ModelFamily) -> int:
-    factor = 2 ** (len(family.vae.block_out_channels) - 1)
-    resolution = config.data.resolution or family.unet.sample_size * factor
+    resolution = config.data.resolution or family.resolution
     latent_shape(family, resolution, resolution)
     return resolution
 

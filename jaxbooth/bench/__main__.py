@@ -5,7 +5,8 @@ import re
 import sys
 from pathlib import Path
 
-OUT_OF_MEMORY = "out of memory"
+from jaxbooth.bench import OUT_OF_MEMORY
+
 # XLA's, CUDA's and the host's words for it.
 NO_ROOM = re.compile(r"RESOURCE_EXHAUSTED|out of memory|can't allocate memory|std::bad_alloc", re.IGNORECASE)
 

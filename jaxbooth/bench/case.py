@@ -20,7 +20,6 @@ Dtype = Literal["float32", "bfloat16"]
 Program = Literal["jaxbooth", "diffusers", "loop"]
 PROGRAMS: tuple[Program, ...] = ("jaxbooth", "diffusers", "loop")
 LORA_RANK, LORA_TARGETS = 16, "attn"  # of jaxbooth's LoRA: the layers that diffusers' own script trains
-OUT_OF_MEMORY = "out of memory"
 
 
 class Case(BaseModel, frozen=True, extra="forbid"):
@@ -196,11 +195,6 @@ def family_of(base: str) -> ModelFamily:
     return full_size_family(base) if base in FULL_SIZE else from_diffusers(resolve(base))
 
 
-def own_resolution(family: ModelFamily) -> int:
-    """The side, in pixels, of the pictures that a base was made for."""
-    return family.unet.sample_size * 2 ** (len(family.vae.block_out_channels) - 1)
-
-
 def check_resolution(base: str, resolution: int | None) -> int:
     """The resolution of a case.
 
@@ -208,7 +202,7 @@ def check_resolution(base: str, resolution: int | None) -> int:
         ConfigError: The base cannot be trained at it.
     """
     family = family_of(base)
-    side = resolution or own_resolution(family)
+    side = resolution or family.resolution
     try:
         latent_shape(family, side, side)
     except ConfigError as error:

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import product
 
-from jaxbooth.bench.case import OUT_OF_MEMORY, Case, Figure, Program, Row, check_resolution, reference_problem
+from jaxbooth.bench import OUT_OF_MEMORY
+from jaxbooth.bench.case import Case, Figure, Program, Row, check_resolution, reference_problem
 from jaxbooth.errors import ConfigError, JaxboothError, list_problems
 
 RIVAL_PACKAGES = ("torch", "diffusers", "peft")

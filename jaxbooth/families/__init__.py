@@ -80,6 +80,11 @@ class ModelFamily:
     new_tokens: tuple[NewToken, ...] = ()
 
     @property
+    def resolution(self) -> int:
+        """The side, in pixels, of the pictures that the checkpoint was made for."""
+        return self.unet.sample_size * self.vae.downscale
+
+    @property
     def text_encoder_names(self) -> tuple[str, ...]:
         """Folders of the text encoders, in the order of `text_encoders`."""
         return ("text_encoder", "text_encoder_2")[: len(self.text_encoders)]

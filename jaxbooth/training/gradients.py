@@ -49,14 +49,14 @@ def pack_gradients(method: Method, split: Split, objective: Objective, mesh: Mes
         specs = {name: parameter_spec(shape, mesh) for name, shape in shapes.items()}
         spread, rows = {name: P("subject", *specs[name]) for name in adapter}, P("subject", ROWS)
         one = partial(_one_subject, method, split, objective, partial(_whole, mesh, axes), mesh, accumulation)
-        over_devices = jax.shard_map(
+        sharded = jax.shard_map(
             partial(_each_subject, one),
             mesh=mesh,
             in_specs=(spread, P("subject"), {name: specs[name] for name in base}, rows, P("subject"), P()),
             out_specs=(spread, P("subject"), P("subject")),
             check_vma=False,  # sums over devices are written out in `_whole`
         )
-        return over_devices(adapter, statistics, base, batch, pack, step)
+        return sharded(adapter, statistics, base, batch, pack, step)
 
     return gradients
 

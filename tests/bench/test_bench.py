@@ -10,8 +10,8 @@ import compiler
 import jax
 import pytest
 
-from jaxbooth.bench import loop, ours, turns
-from jaxbooth.bench.case import OUT_OF_MEMORY, Case, Figure, Row, family_of, own_resolution, reference_problem
+from jaxbooth.bench import OUT_OF_MEMORY, loop, ours, turns
+from jaxbooth.bench.case import Case, Figure, Row, family_of, reference_problem
 from jaxbooth.bench.table import report, table
 from jaxbooth.errors import ConfigError
 from jaxbooth.families import tiny_files
@@ -51,7 +51,7 @@ def test_one_command_makes_the_table_of_everything_that_is_asked_for():
         ("sdxl", "lora", 1, 1024), ("sdxl", "lora", 8, 1024),
     ]  # fmt: skip
     assert all(case.remat and case.dtype == "bfloat16" and case.rows == 2 * case.batch for case in cases)
-    assert [own_resolution(family_of(base)) for base in ("sd21", "pocket")] == [768, 64]
+    assert [family_of(base).resolution for base in ("sd21", "pocket")] == [768, 64]
 
 
 def test_everything_that_cannot_be_measured_is_told_at_once():

@@ -313,8 +313,20 @@ def test_two_driver_processes_that_are_killed_and_started_again_lose_nothing(sto
 
 
 def test_two_drivers_share_the_work_and_do_nothing_twice(store):
-    wanted = candidates(64)
-    both = [Children(store, by=name, before=lambda files: time.sleep(0.02)) for name in ("one", "two")]
+    wanted, together = candidates(64), threading.Barrier(2)
+
+    def begins_with_the_other():
+        begun = []
+
+        def before(files):
+            if not begun:
+                begun.append(files)
+                together.wait(60)
+            time.sleep(0.02)
+
+        return before
+
+    both = [Children(store, by=name, before=begins_with_the_other()) for name in ("one", "two")]
     outcomes, threads = [], []
     for children in both:
         run = driver(store, wanted, children, sizes=(1, 4)).run
@@ -326,7 +338,7 @@ def test_two_drivers_share_the_work_and_do_nothing_twice(store):
     assert outcomes == [Outcome(64, (), False)] * 2
     check_all_settled(store, wanted)
     assert max((both[0].trained + both[1].trained).values()) == 1
-    assert min(len(children.jobs) for children in both) > 1, "one waited while the other worked"
+    assert min(len(children.jobs) for children in both) > 3, "one waited while the other worked"
 
 
 def test_a_driver_takes_what_others_leave_in_the_size_that_fits(store):

@@ -3,23 +3,18 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from small_fleets import write_base, write_config, write_fleet, write_manifest, write_pictures
-from toy_children import Children, ended, member_of
+from toy_children import Children
 
 import jaxbooth
-from jaxbooth import cli, fleet_run
+from jaxbooth import fleet_run
 from jaxbooth.errors import ConfigError, DataError, MethodError
 from jaxbooth.fleet.driver import Limits, Outcome
-from jaxbooth.fleet.leases import Leases
-from jaxbooth.fleet.pack_folders import note_members, pack_folder
-from jaxbooth.fleet.packs import Candidate, form_packs
 from jaxbooth.fleet.store import OutputStore
 from jaxbooth.fleet_run import open_fleet, pack_sizes, work
 
@@ -261,171 +256,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything(folder):
     (folder / "out").write_text("a file")
     with pytest.raises(ConfigError, match="--out"):
         work(fleet_of(folder), folder / "out", LIMITS)
-
-
-# ---- the command
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs the command in this process: exit code, standard output, standard error."""
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["jaxbooth", "fleet", *map(str, arguments)])
-        capsys.readouterr()
-        return cli._run(), *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def children(folder, monkeypatch):
-    """What the command starts in place of processes."""
-    children = Children(OutputStore(folder / "out"))
-    monkeypatch.setattr(fleet_run, "Serial", lambda asked: children)
-    return children
-
-
-WORK = ("work", "subjects.yaml", "--config", "config.yaml", "--out", "out", "--pack-size", 4)
-
-
-def test_exit_codes_tell_done_given_up_and_stopped(folder, call, children):
-    children.poison = {"tom": 65}
-    code, out, err = call(*WORK)
-    assert code == 3 and "2 of 3 subjects done: out/index.html" in out and "given up: tom" in out, err
-    assert call(*WORK)[0] == 3  # nothing is tried again by itself
-    code, out, _ = call("status", "out", "--failed", "--verify")
-    assert code == 0 and out.splitlines() == [
-        "2 done, 0 running, 0 missing, 1 failed", "tom: exit code 65; its log ends: Error 65"
-    ]  # fmt: skip
-    children.poison = {}
-    assert call("retry", "out") == (0, "tom\n", "") and call("retry", "out") == (0, "", "")
-    assert call("status", "out")[1] == "2 done, 0 running, 1 missing, 0 failed\n"
-    assert call(*WORK)[0] == 0
-    (folder / "photos" / "rex" / "0.txt").write_text("changed")
-    children.before = lambda files: os.kill(os.getpid(), signal.SIGTERM) or ended(75)
-    code, out, _ = call(*WORK)
-    assert code == 75 and "2 of 3 subjects done" in out
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-def test_a_second_interrupt_does_not_wait(folder, call, children):
-    def interrupt(files):
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-
-    children.before = interrupt
-    assert call(*WORK)[0] == 130
-    assert not list((folder / "out" / ".fleet" / "claims").glob("*"))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_bad_manifest_is_refused_with_all_its_problems_and_no_traceback(folder, call):
-    write_manifest(folder / "subjects.yaml", NAMES, rex={"images": "../elsewhere"}, tom={"stepz": 3}, ann={"seed": -1})
-    code, out, err = call(*WORK)
-    assert code == 2 and not out and "Traceback" not in err and "3 problems, nothing was started" in err
-    for said in ("leads out of", "stepz is not a field", "seed: must be 0 or more"):
-        assert said in err.replace("'", "")
-    assert not (folder / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("work", "none.yaml", "--config", "config.yaml", "--out", "out"), "none.yaml"),
-        (("work", "subjects.yaml", "--config", "none.yaml", "--out", "out"), "no such configuration file"),
-        (("work", "subjects.yaml", "--config", "config.yaml"), "--out"),
-        ((*WORK[:-1], 0), "--pack-size"),
-        ((*WORK, "trian.steps=3"), "Did you mean"),
-        ((*WORK, "method={type: dreambooth}"), "Set --pack-size 1"),
-        ((*WORK, "--shard", 2, "--num-shards", 2), "shard 2 of 2"),
-        (("status", "nowhere"), "is no fleet's folder"),
-        (("retry", "nowhere"), "is no fleet's folder"),
-        (("purge", "out", "../rex"), "cannot be a subject's name"),
-    ],
-)
-def test_bad_input_exits_with_2(folder, call, arguments, said):
-    code, _, err = call(*arguments)
-    assert code == 2 and said in err and "Traceback" not in err
-
-
-def test_after_a_purge_nothing_names_the_subject(folder, call, children):
-    children.poison = {"ann": 1}
-    out, store, fleet = folder / "out", OutputStore(folder / "out"), fleet_of(folder)
-    assert call(*WORK)[0] == 3
-    key, ann = fleet.keys["rex"], fleet.keys["ann"]
-    # What else can lie about: an attempt, a damaged result, a pack, a job, a lease, what a killed process left.
-    store.attempt("rex", key).close()
-    shutil.copytree(store.folder("rex", key), store.of_subject("rex") / f".bad-{key[:16]}-0")
-    members = [member_of(Candidate("rex", key)), member_of(Candidate("ann", ann))]
-    packs = [pack_folder(store, keys, 4) for keys in ([key, ann], [ann])]
-    for pack, these in zip(packs, (members, members[1:]), strict=True):
-        note_members(pack, these, 4)
-    (packs[0] / "metrics.jsonl").write_text('{"subject/rex/loss": 1}')
-    (store.bookkeeping / "removing" / "0").mkdir(parents=True)
-    (store.bookkeeping / "removing" / "0" / "rex.txt").write_text("rex")
-    lease = Leases(store)
-    assert lease.claim("rex", key)
-    code, _, err = call("purge", "out", "rex")
-    assert code == 2 and "being worked on" in err and store.is_done("rex", key)
-    assert call("purge", "out", "rex", "--force") == (0, "rex\n", "")
-    left = [path for path in out.rglob("*") if "rex" in path.name or (path.is_file() and b"rex" in path.read_bytes())]
-    assert left == [] and packs[1].is_dir() and not packs[0].exists()
-    assert call("status", "out")[1] == "1 done, 0 running, 0 missing, 1 failed\n"
-    assert call("purge", "out", "rex") == (0, "", "")
-    assert call("purge", "out", "tom", "ann") == (0, "tom\nann\n", "")
-    assert call("status", "out")[1] == "0 done, 0 running, 0 missing, 0 failed\n"
-
-
-def test_status_tells_who_is_being_worked_on(folder, call, children):
-    children.poison = {"tom": 65, "ann": 65}
-    assert call(*WORK)[0] == 3
-    call("retry", "out", "tom")
-    assert Leases(children.store).claim("tom", fleet_of(folder).keys["tom"])
-    assert call("status", "out")[1] == "1 done, 1 running, 0 missing, 1 failed\n"
-
-
-# ---- size
-
-
-def many(folder: Path, count: int) -> float:
-    """Seconds that it takes to open a fleet of so many subjects and to form its packs."""
-    write_base(folder / "base")
-    write_config(folder)
-    pictures = write_pictures(folder / "pictures", 0, count=5, size=16)
-    for number in range(count):
-        own = folder / "photos" / f"s{number:05}"
-        own.mkdir(parents=True)
-        for picture in pictures.iterdir():
-            os.link(picture, own / picture.name)
-    write_manifest(folder / "subjects.yaml", [f"s{number:05}" for number in range(count)])
-    began = time.monotonic()
-    fleet = open_fleet(folder / "subjects.yaml", folder / "config.yaml")
-    packs = form_packs(fleet.candidates, pack_sizes(fleet.config, 64), {})
-    assert len(fleet.members) == count and sum(len(pack.members) for pack in packs) == count
-    return time.monotonic() - began
-
-
-def test_a_thousand_subjects_are_planned_in_seconds(tmp_path):
-    assert many(tmp_path, 1000) < 30  # 1 to 2 s where nobody else is at work
-
-
-@pytest.mark.slow
-def test_ten_thousand_subjects_are_planned_in_half_a_minute_and_two_gigabytes(tmp_path):
-    program = (
-        "import resource, sys; from pathlib import Path; from test_fleet_run import many\n"
-        "seconds = many(Path(sys.argv[1]), 10_000)\n"
-        "print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
-    )
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    ran = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=env, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    seconds, gigabytes = map(float, ran.stdout.split())
-    print(f"{seconds:.1f} s, {gigabytes:.2f} GB")
-    assert seconds < 30 and gigabytes < 2
 
 
 def test_a_fleet_is_opened_without_touching_an_accelerator(folder):
