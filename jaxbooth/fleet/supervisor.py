@@ -63,8 +63,9 @@ def run_child(
     kind = kind_of(exit_code)
     if reason:
         exit_code, kind = WATCHDOG, "broken"
-    elif told and kind in ("broken", "infra"):
-        kind = "preempted"  # it did not get as far as saving, which is nobody's fault
+    elif (told and kind == "broken") or (stopped and kind == "infra"):
+        # It did not get as far as saving, or another host that was told sooner was gone for it: nobody's fault.
+        kind = "preempted"
     reason = reason or describe(exit_code, tail)
     return ChildResult(exit_code, kind, reason, tail, time.monotonic() - started, stopped)
 

@@ -274,6 +274,15 @@ def test_what_could_not_save_in_time_is_preempted_too(run, tmp_path, program):
     assert result.kind == "preempted" and result.stopped and result.exit_code in (137, 143)
 
 
+def test_what_went_because_another_host_was_told_sooner_is_preempted_too(run, tmp_path):
+    """JAX ends a process (134) when another of its job has gone, here before its own supervisor has looked."""
+    result = run(STEPS + "import os; walk(1, 0); os._exit(134)", should_stop=lambda: False)
+    assert (result.kind, result.stopped) == ("infra", False)
+    program = STEPS + "import os; walk(1, 0); (folder / 'asked').touch(); os._exit(134)"
+    result = run(program, should_stop=(tmp_path / "asked").exists)
+    assert (result.kind, result.stopped, result.exit_code in (134, 143)) == ("preempted", True, True)
+
+
 def test_a_failure_of_its_own_stays_one_when_the_request_came_too_late(run, tmp_path):
     result = run(STEPS + "walk(1, 0); sys.exit(1)", should_stop=lambda: False)
     assert (result.kind, result.stopped) == ("broken", False)
