@@ -7,8 +7,9 @@ Draws subjects (the held-out demo subjects in other colours), then times, for ea
 each pack size, all packs in one process (size 1 is the process that loops), and `jaxbooth train` for some subjects one
 after another, from which the time of all is taken. Compiled programs lie in a cache that a first, short run fills;
 what that run's first step took beyond a later one's is the column "compile". Last column: the largest relative
-difference between a subject's logged losses in the pack and alone. `--device gpu` keeps JAX's own choice of platform;
-give `--config configs/lora/sd15.yaml base.path=FOLDER data.resolution=512` for a real base.
+difference between a subject's logged losses in the pack and alone; beside it, as the measure of what rounding does to
+these losses, runs alone with a learning rate one rounding of float32 higher. `--device gpu` keeps JAX's own choice of
+platform; give `--config configs/lora/sd15.yaml base.path=FOLDER data.resolution=512` for a real base.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from jaxbooth.pocket import DEMO_SUBJECTS
 HERE = Path(__file__).parent
 OPTIONS = ["prior.loss_weight=0", "sample.prompts=[]", "sample.class_prompts=[]", "train.batch_size=1"]
 FLEET, SOLO = "fleet", "alone"
+ASIDE = 3  # subjects that are run with another learning rate
 
 
 def draw_subjects(count: int, folder: Path) -> list[dict]:
@@ -85,11 +87,13 @@ def compile_seconds(out: Path) -> float:
     return first - float(np.median(later))
 
 
-def alone(rows: list[dict], method: str, config: Path, out: Path, arguments, changes: list[str]) -> tuple[float, dict]:
+def alone(
+    rows: list[dict], method: str, config: Path, out: Path, arguments, changes: list[str], folder: str
+) -> tuple[float, dict]:
     """Seconds of a process for each subject, on average, and their losses."""
     seconds, found = [], {}
     for row in rows[: arguments.alone + 1]:
-        run = out / SOLO / method / row["name"]
+        run = out / folder / method / row["name"]
         done = json.loads(next((out / FLEET / method / "1" / row["name"]).glob("*/DONE.json")).read_text())
         subject = [f"subjects.0.{key}={json.dumps(value)}" for key, value in row.items() if key != "images"]
         subject += [f"subjects.0.images={out / 'photos' / row['images']}", f"train.seed={done['facts']['seed']}"]
@@ -97,6 +101,17 @@ def alone(rows: list[dict], method: str, config: Path, out: Path, arguments, cha
         seconds.append(call(command, out / "compiled", arguments.device))
         found[row["name"]] = [line["loss/total"] for line in lines(run / "metrics.jsonl")]
     return float(np.mean(seconds[1:])), found  # the first one compiles
+
+
+def apart(ours: list[float], theirs: list[float]) -> float:
+    """The largest relative difference of two runs' losses."""
+    return float(np.max(np.abs(np.subtract(ours, theirs)) / np.abs(theirs)))
+
+
+def one_rounding_aside(config: Path) -> str:
+    """The configuration's learning rate and the next larger number of float32."""
+    rate = np.float32(yaml.safe_load(config.read_text())["optimizer"]["learning_rate"])
+    return f"optimizer.learning_rate={float(np.nextafter(rate, np.float32(1)))!r}"
 
 
 def main() -> None:
@@ -128,19 +143,20 @@ def main() -> None:
             seconds = fleet(out / "photos" / "subjects.yaml", config, size, timed, changes, out / "compiled",
                             arguments.device)  # fmt: skip
             table[size] = seconds, compile_seconds(timed.with_name(f"{size}-cold"))
-        each, own = alone(rows, method, config, out, arguments, changes)
+        each, own = alone(rows, method, config, out, arguments, changes, SOLO)
+        moved = [*changes, one_rounding_aside(config)]
+        _, aside = alone(rows[:ASIDE], method, config, out, arguments, moved, "alone-one-rounding-aside")
         total = each * arguments.subjects
         print(f"| {method} | a process for each | {total:.0f} | {60 / each:.1f} | 1 | - | - |")
         for size, (seconds, compiling) in table.items():
-            apart = max(
-                float(np.max(np.abs(np.subtract(losses(out / FLEET / method / str(size), name), alone_))
-                             / np.abs(alone_))) for name, alone_ in own.items()
-            )  # fmt: skip
+            worst = max(apart(losses(out / FLEET / method / str(size), name), theirs) for name, theirs in own.items())
             way = f"packs of {size}" if size > 1 else "one process, one after another"
             figures = (
                 f"{seconds:.0f} | {60 * arguments.subjects / seconds:.1f} | {total / seconds:.1f} | {compiling:.1f}"
             )
-            print(f"| {method} | {way} | {figures} | {apart:.1e} |", flush=True)
+            print(f"| {method} | {way} | {figures} | {worst:.1e} |", flush=True)
+        worst = max(apart(theirs, own[name]) for name, theirs in aside.items())
+        print(f"| {method} | alone, learning rate one rounding higher | - | - | - | - | {worst:.1e} |", flush=True)
 
 
 if __name__ == "__main__":
