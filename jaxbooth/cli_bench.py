@@ -19,7 +19,7 @@ def bench(
     batch: Annotated[list[str], typer.Option(help=f"Subject rows; as many class rows. {Several}")] = ["4"],  # noqa: B006
     resolution: Annotated[int | None, typer.Option(min=8, help="Pixels; default: the base's own.")] = None,
     dtype: Annotated[str, typer.Option(help="Compute dtype: float32 or bfloat16.")] = "float32",
-    remat: Annotated[bool, typer.Option("--remat", help="Compute activations again in the backward pass.")] = False,
+    remat: Annotated[str, typer.Option(help="What is computed again: none, transformers or layers.")] = "none",
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 20,
     warmup: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 3,
     vs: Annotated[str | None, typer.Option(help="diffusers: PyTorch's step beside ours, and the ratio.")] = None,

@@ -16,6 +16,7 @@ from jaxbooth.sharding import MeshConfig
 from jaxbooth.strict_yaml import parse_value, read_yaml, write_yaml
 from jaxbooth.training.early_stop import EarlyStopConfig
 from jaxbooth.training.optimizer import OptimizerConfig
+from jaxbooth.types import Remat
 
 
 class Section(BaseModel, frozen=True, extra="forbid"):
@@ -32,7 +33,10 @@ class BaseModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Compute dtype; what trains is kept in float32."
     )
-    remat: bool = Field(False, description="Recompute UNet blocks in the backward pass: less memory, more work.")
+    remat: Remat = Field(
+        "none",
+        description="What the backward pass computes again: none, transformers, layers (residual blocks too).",
+    )
 
 
 class TrainConfig(Section):

@@ -24,6 +24,7 @@ from jaxbooth.nn.clip_text import CLIPTextModel
 from jaxbooth.nn.unet import UNet2DConditionModel
 from jaxbooth.nn.vae import AutoencoderKL
 from jaxbooth.sharding import AXES, put, rows_sharding
+from jaxbooth.types import Remat
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -99,9 +100,11 @@ def schedule_of(family: ModelFamily) -> NoiseSchedule:
     return NoiseSchedule.from_config(config)
 
 
-def build(family: ModelFamily, *, dtype, param_dtype, rngs: nnx.Rngs, remat: bool = False) -> StableDiffusion:
+def build(
+    family: ModelFamily, *, dtype, param_dtype, rngs: nnx.Rngs, remat: Remat = "none", rounded: bool = False
+) -> StableDiffusion:
     """A `StableDiffusion` of a family with random weights (call under `nnx.eval_shape` to have none)."""
-    kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    kinds = {"dtype": dtype, "param_dtype": param_dtype, "rounded": rounded, "rngs": rngs}
     unet = UNet2DConditionModel(family.unet, remat=remat, **kinds)
     vae = AutoencoderKL(family.vae, dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs)
     return StableDiffusion(unet, vae, [CLIPTextModel(config, **kinds) for config in family.text_encoders], family)

@@ -86,6 +86,16 @@ class RunPlan:
         chip, least = chip_of(self.step.device_kind), self.step.least_seconds
         return None if chip is None or not least else self.counted.model_flops / (least * chip.flops)
 
+    def images_per_second(self, size: int | None = None) -> float | None:
+        """Rows, of subject and class, that a chip would learn from if the bound were reached.
+
+        Args:
+            size: A batch that was tried; None: the configured one.
+        """
+        own = self.config.train.batch_size
+        least = (self.step if size is None else self.tried[size]).least_seconds
+        return None if not least else self.recipe.rows // own * (size or own) / least / self.chips
+
     @property
     def minutes(self) -> float | None:
         """Of all steps: as measured, if that was given, else by the bound."""

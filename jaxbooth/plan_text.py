@@ -9,7 +9,10 @@ from jaxbooth.planning.chips import chip_of
 from jaxbooth.planning.plan import StepPlan
 from jaxbooth.planning.text import GIB, LESS_MEMORY, NOT_COUNTED, exchanged, figures, machine_line, need, si
 
-HEAD = ("topology", "fits", "needs GiB", "of", "FLOP", "bytes", "s/step >=", "bound by", "MFU", "minutes", "chip-hours")
+HEAD = (
+    "topology", "fits", "needs GiB", "of", "FLOP", "bytes", "s/step >=", "bound by", "MFU", "img/s/chip", "minutes",
+    "chip-hours",
+)  # fmt: skip
 
 
 def describe_plans(plans: Sequence[RunPlan]) -> list[str]:
@@ -25,7 +28,7 @@ def _run_line(plan: RunPlan) -> str:
     config, recipe = plan.config, plan.recipe
     prior = recipe.rows - config.train.batch_size
     rows = f"{recipe.rows} rows a step ({config.train.batch_size} instance + {prior} prior)"
-    kept = ", base.remat" if recipe.remat else ""
+    kept = f", base.remat={recipe.remat}" if recipe.remat != "none" else ""
     return (
         f"run: {config.method.type} on {config.base.path}, {recipe.resolution} px, {recipe.dtype}{kept}, {rows}, "
         f"{config.train.steps:,} steps"
@@ -91,7 +94,7 @@ def _work(plan: RunPlan) -> list[str]:
     return [
         *lines,
         f"  bound: {step.least_seconds:.3g} s a step at the least, bound by {step.bound_by}; model FLOPs utilisation "
-        f"{plan.utilisation:.0%} there",
+        f"{plan.utilisation:.0%} and {figures(plan.images_per_second())} images a second and chip there",
     ]
 
 
@@ -99,7 +102,10 @@ def _largest(plan: RunPlan) -> str:
     tried = ", ".join(f"{size} {'fits' if step.fits else 'does not'}" for size, step in sorted(plan.tried.items()))
     if plan.largest_batch is None:
         return f"no train.batch_size fits (tried: {tried})"
-    return f"train.batch_size={plan.largest_batch} (tried: {tried})"
+    size, step = plan.largest_batch, plan.tried[plan.largest_batch]
+    speed = plan.images_per_second(size)
+    bound = "" if speed is None else f", at least {step.least_seconds:.3g} s, {figures(speed)} images a second and chip"
+    return f"train.batch_size={size}: {need(step)}{bound} (tried: {tried})"
 
 
 def _time(plan: RunPlan) -> str:
@@ -121,7 +127,10 @@ def _row(plan: RunPlan) -> tuple[str, ...]:
     step = plan.step
     by_trace = " (estimate)" if step.answered_by == "quick" else ""
     known = step.flops is not None and step.least_seconds is not None
-    bound = (f"{step.least_seconds:.3g}", step.bound_by, f"{plan.utilisation:.0%}") if known else ("-", "-", "-")
+    bound = ("-",) * 4
+    if known:
+        speed = figures(plan.images_per_second())
+        bound = (f"{step.least_seconds:.3g}", step.bound_by, f"{plan.utilisation:.0%}", speed)
     work = ("-", "-") if step.flops is None else (si(step.flops), si(step.bytes_accessed))
     time = ("-", "-") if plan.minutes is None else (figures(plan.minutes), figures(plan.chip_hours))
     room = ["-" if size is None else f"{size / GIB:.2f}" for size in (step.needed_bytes, step.available_bytes)]
@@ -160,14 +169,28 @@ def as_json(plan: RunPlan) -> dict[str, Any]:
         "sizes_bytes": counted.sizes,
         "model_flops": counted.model_flops,
         "model_flops_utilisation": plan.utilisation,
+        "images_per_second_and_chip": plan.images_per_second(),
         "largest_batch_size": plan.largest_batch,
-        "tried_batch_sizes": None if plan.tried is None else {size: one.fits for size, one in plan.tried.items()},
+        "tried_batch_sizes": None if plan.tried is None else {size: _tried(plan, size) for size in sorted(plan.tried)},
         "steps": plan.config.train.steps,
         "minutes": plan.minutes,
         "chip_hours": plan.chip_hours,
         "minutes_by": "bound" if plan.wishes.step_seconds is None else "step_seconds",
         "versions": _versions(),
     }  # fmt: skip
+
+
+def _tried(plan: RunPlan, size: int) -> dict[str, Any]:
+    step = plan.tried[size]
+    return {
+        "fits": step.fits,
+        "needed_bytes": step.needed_bytes,
+        "flops": step.flops,
+        "bytes_accessed": step.bytes_accessed,
+        "roofline_seconds": step.least_seconds,
+        "bound_by": step.bound_by,
+        "images_per_second_and_chip": plan.images_per_second(size),
+    }
 
 
 def _versions() -> dict[str, str]:

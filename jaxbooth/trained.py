@@ -129,9 +129,15 @@ def base_facts(path: str, folder: Path, digest: str) -> Base:
     return Base(path, digest, commit_of(folder), licence)
 
 
-def load_base(config: Config, folder: Path, mesh: Mesh) -> StableDiffusion:
-    """The base with compute dtype as configured and float32 weights: what trains stays exact."""
-    return load_pipeline(folder, config.base.dtype, mesh, param_dtype="float32", remat=config.base.remat)
+def load_base(config: Config, folder: Path, mesh: Mesh, *, exact: bool = False) -> StableDiffusion:
+    """The base with compute dtype as configured and float32 weights: what trains stays exact.
+
+    Args:
+        exact: Keep frozen weights in float32 too, to fold an adapter into them; training only multiplies with them.
+    """
+    rounded = config.method.multiplies_base_only and not exact
+    options = {"remat": config.base.remat, "rounded": rounded}
+    return load_pipeline(folder, config.base.dtype, mesh, param_dtype="float32", **options)
 
 
 def start(prepared: Prepared, sd: StableDiffusion) -> tuple[Split, TrainState]:
@@ -173,7 +179,7 @@ def load_run(run: RunFolder) -> TrainedRun:
         ConfigError: the run has not saved anything yet.
     """
     prepared = reopen(run.config().model_copy(update={"run_dir": str(run.path)}))
-    sd = load_base(prepared.config, prepared.base, prepared.mesh)
+    sd = load_base(prepared.config, prepared.base, prepared.mesh, exact=True)
     split, state = start(prepared, sd)
     digest = base_digest(prepared.base)
     marks = fingerprint(prepared, digest)

@@ -4,13 +4,16 @@ Axis letters: `s` subjects, `b` batch rows, `h w c` image or latent (NHWC), `n` 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
 PRNGKey = jax.Array
 Metrics = dict[str, jax.Array]
+# What the UNet's backward pass computes again instead of keeping: nothing, the inside of transformers, or that of
+# residual blocks too. What fused attention keeps for itself is kept in any case.
+Remat = Literal["none", "transformers", "layers"]
 
 
 class Text(NamedTuple):

@@ -55,7 +55,7 @@ def torch_step(folder: Path) -> Figure:
     """PyTorch diffusers' training step on as many rows of the same size, in as many threads."""
     case = Case(
         base=str(folder), method="dreambooth", batch=1, resolution=SIDE,
-        dtype="float32", remat=False, steps=STEPS - 1, warmup=1,
+        dtype="float32", remat="none", steps=STEPS - 1, warmup=1,
     )  # fmt: skip
     return in_own_process(case, "diffusers")
 

@@ -13,6 +13,7 @@ from jaxbooth.families import ModelFamily, from_diffusers
 from jaxbooth.pipeline import latent_shape
 from jaxbooth.planning.chips import chip_of
 from jaxbooth.planning.full_size import FULL_SIZE, full_size_family
+from jaxbooth.types import Remat
 from jaxbooth.weights.hub import resolve
 
 Method = Literal["dreambooth", "lora"]
@@ -31,7 +32,7 @@ class Case(BaseModel, frozen=True, extra="forbid"):
         batch: Rows of the subject in a step.
         resolution: Side of the pictures in pixels.
         dtype: Compute dtype; what trains is float32.
-        remat: Whether activations are computed again in the backward pass.
+        remat: What the backward pass computes again (types.py); PyTorch knows all or nothing.
         steps: That are timed.
         warmup: Steps before them, the first among them.
     """
@@ -41,7 +42,7 @@ class Case(BaseModel, frozen=True, extra="forbid"):
     batch: int
     resolution: int
     dtype: Dtype
-    remat: bool
+    remat: Remat
     steps: int
     warmup: int
 
@@ -225,7 +226,7 @@ def reference_problem(case: Case) -> dict[str, Any]:
         "states": (encoders[0].max_position_embeddings, family.unet.cross_attention_dim),
         "pooled": encoders[-1].projection_dim if family.size_conditioning else None,
         "dtype": case.dtype,
-        "remat": case.remat,
+        "remat": case.remat != "none",
         "steps": case.steps,
         "warmup": case.warmup,
         "threads": processors(),

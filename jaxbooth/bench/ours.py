@@ -65,7 +65,7 @@ def recipe_of(case: Case) -> StepRecipe:
 
 def model_flops(recipe: StepRecipe) -> float:
     """Of one step's matrix products and convolutions; nothing is computed again but what the method asks for."""
-    recipe, mesh = replace(recipe, remat=False), make_mesh(MeshConfig(), jax.devices()[:1])
+    recipe, mesh = replace(recipe, remat="none"), make_mesh(MeshConfig(), jax.devices()[:1])
     split, state = abstract_state(recipe.method, shapes_of(recipe), 1, recipe.optimizer, mesh)
     step = make_train_step(recipe.method, split, recipe.optimizer, recipe.objective, mesh, state)
     return flops_of(step.trace(state, split.base, abstract_batch(recipe, 1, mesh), abstract_pack(1, mesh)).jaxpr)
@@ -82,6 +82,7 @@ def random_model(recipe: StepRecipe) -> StableDiffusion:
 def shapes_of(recipe: StepRecipe) -> StableDiffusion:
     """The base without an array."""
     kinds = {"dtype": jnp.dtype(recipe.dtype), "param_dtype": jnp.float32, "remat": recipe.remat}
+    kinds["rounded"] = recipe.method.multiplies_base_only
     return nnx.eval_shape(lambda: build(recipe.family, **kinds, rngs=nnx.Rngs(0)))
 
 

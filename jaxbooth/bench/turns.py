@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import get_args
 
 from jaxbooth.bench import OUT_OF_MEMORY
 from jaxbooth.bench.case import Case, Figure, Program, Row, check_resolution, reference_problem
 from jaxbooth.errors import ConfigError, JaxboothError, list_problems
+from jaxbooth.types import Remat
 
 RIVAL_PACKAGES = ("torch", "diffusers", "peft")
 METHODS, DTYPES = ("dreambooth", "lora"), ("float32", "bfloat16")
@@ -22,7 +24,7 @@ Measure = Callable[[Case, Program], Figure]
 
 def cases_of(
     bases: Sequence[str], methods: Sequence[str], batches: Sequence[str], resolution: int | None, dtype: str,
-    remat: bool, steps: int, warmup: int,
+    remat: str, steps: int, warmup: int,
 ) -> list[Case]:  # fmt: skip
     """The table {bases} x {methods} x {batches}.
 
@@ -35,6 +37,7 @@ def cases_of(
     problems = [f"--method {name}: {' or '.join(METHODS)}" for name in methods if name not in METHODS]
     problems += [f"--batch {text}: a whole number above 0" for text in batches if not re.fullmatch("[1-9][0-9]*", text)]
     problems += [] if dtype in DTYPES else [f"--dtype {dtype}: {' or '.join(DTYPES)}"]
+    problems += [] if remat in (policies := get_args(Remat)) else [f"--remat {remat}: {' or '.join(policies)}"]
     sides = {}
     for base in bases:
         try:

@@ -61,6 +61,14 @@ class Method(BaseModel, abc.ABC, frozen=True, extra="forbid"):
         return False
 
     @property
+    def multiplies_base_only(self) -> bool:
+        """Whether base weights are only ever multiplied with, so that training may keep them in the compute dtype.
+
+        Not so where something trains them, computes with them in float32, or is written as whole weights only.
+        """
+        return False
+
+    @property
     def vectors_per_token(self) -> int:
         """Vectors of the new word that the token becomes; 0: the token stays a word of the vocabulary."""
         return 0

@@ -76,6 +76,11 @@ class LoRA(AdapterMethod, frozen=True):
                 wrap_low_rank(encoder, TEXT_TARGETS, self.text_encoder_rank or self.rank, self, keys.params())
 
     @property
+    def multiplies_base_only(self) -> bool:
+        """Not DoRA, which takes norms of what the base's weights become."""
+        return not self.use_dora
+
+    @property
     def trains_text_encoder(self) -> bool:
         """As configured."""
         return self.text_encoder

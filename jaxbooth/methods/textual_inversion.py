@@ -43,6 +43,11 @@ class TextualInversion(AdapterMethod, frozen=True):
         add_new_tokens(sd, text, self.num_vectors)
 
     @property
+    def multiplies_base_only(self) -> bool:
+        """Only a word trains."""
+        return True
+
+    @property
     def trains_text_encoder(self) -> bool:
         """The word moves, so prompts are encoded in every step."""
         return True

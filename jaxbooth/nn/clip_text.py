@@ -148,6 +148,7 @@ class CLIPTextModel(nnx.Module):
         config: sizes.
         dtype: compute dtype; norms and softmax are fp32 whatever it is.
         param_dtype: dtype of the weights.
+        rounded: keep what is multiplied with in the compute dtype, for weights that nothing trains (`LayerFactory`).
         rngs: keys of the initial weights.
     """
 
@@ -157,9 +158,10 @@ class CLIPTextModel(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
+        rounded: bool = False,
         rngs: nnx.Rngs,
     ):
-        make = LayerFactory(dtype, param_dtype, rngs)
+        make = LayerFactory(dtype, param_dtype, rngs, rounded)
         self.config = config
         self.text_model = CLIPTextTransformer(config, make=make)
         if config.projection_dim is not None:

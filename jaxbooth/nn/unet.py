@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Num
 from jaxbooth.nn.embeddings import TimestepEmbedding, sinusoids
 from jaxbooth.nn.layers import LayerFactory, require_divisible
 from jaxbooth.nn.unet_blocks import DOWN_BLOCKS, UP_BLOCKS, BlockSpec, UNetMidBlock2DCrossAttn
+from jaxbooth.types import Remat
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class UNet2DConditionModel(nnx.Module):
         config: sizes.
         dtype: compute dtype; norms, softmax, sinusoids and the last layer are fp32 whatever it is.
         param_dtype: dtype of the weights.
-        remat: keep only each layer's input for the backward pass and compute the rest again: less memory, more time.
+        rounded: keep what is multiplied with in the compute dtype, for weights that nothing trains (`LayerFactory`).
+        remat: what the backward pass computes again instead of keeping: less memory, more time (types.py).
         rngs: keys of the initial weights.
     """
 
@@ -72,10 +74,11 @@ class UNet2DConditionModel(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
+        rounded: bool = False,
+        remat: Remat = "none",
         rngs: nnx.Rngs,
     ):
-        make = LayerFactory(dtype, param_dtype, rngs)
+        make = LayerFactory(dtype, param_dtype, rngs, rounded)
         last = make.with_dtype(jnp.float32)
         specs = _block_specs(config, remat)
         self.config = config
@@ -150,7 +153,7 @@ class UNet2DConditionModel(nnx.Module):
         return temb + self.add_embedding(added)
 
 
-def _block_specs(config: UNetConfig, remat: bool) -> list[BlockSpec]:
+def _block_specs(config: UNetConfig, remat: Remat) -> list[BlockSpec]:
     """One per level, highest resolution first."""
     return [
         BlockSpec(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxbooth.nn.attention_choice import RESIDUALS
 from jaxbooth.nn.layers import Downsample2D, LayerFactory, ResnetBlock2D, Upsample2D
 from jaxbooth.nn.transformer_2d import Transformer2DModel
+from jaxbooth.types import Remat
 
 Features = Float[Array, "b h w c"]
 
@@ -28,7 +29,7 @@ class BlockSpec:
         num_transformer_layers: transformer blocks after each residual block.
         cross_attention_dim: width of the prompt's states.
         use_linear_projection: see Transformer2DModel.
-        remat: recompute each layer's activations in the backward pass instead of keeping them.
+        remat: whose activations are computed again in the backward pass (types.py).
     """
 
     channels: int
@@ -39,7 +40,7 @@ class BlockSpec:
     num_transformer_layers: int
     cross_attention_dim: int
     use_linear_projection: bool
-    remat: bool = False
+    remat: Remat = "none"
 
     def resnet(self, in_channels: int, make: LayerFactory) -> ResnetBlock2D:
         """Makes one residual block of the level."""
@@ -191,13 +192,14 @@ DOWN_BLOCKS = {"DownBlock2D": DownBlock2D, "CrossAttnDownBlock2D": CrossAttnDown
 UP_BLOCKS = {"UpBlock2D": UpBlock2D, "CrossAttnUpBlock2D": CrossAttnUpBlock2D}
 
 
-def run(module: nnx.Module, remat: bool) -> Callable[..., Array]:
+def run(module: nnx.Module, remat: Remat) -> Callable[..., Array]:
     """The module itself, or the module whose inside is recomputed in the backward pass.
 
     What fused attention keeps is kept: its backward pass computes scores again by itself.
     """
+    again = remat == "layers" or (remat == "transformers" and isinstance(module, Transformer2DModel))
     keep = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
-    return jax.checkpoint(module.__call__, policy=keep) if remat else module
+    return jax.checkpoint(module.__call__, policy=keep) if again else module
 
 
 def _up_resnets(spec: BlockSpec, in_widths: Sequence[int], make: LayerFactory) -> nnx.List:

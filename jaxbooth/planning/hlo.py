@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BETWEEN_SLICES = "send to other slices"
 WIDTHS = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}  # others say their bits: f32, u8, f8e4m3fn
 RENAMES = ("bitcast", "reshape", "optimization-barrier")  # the same bytes under another name
 REWRITES = ("copy", "convert", "transpose", "copy-done")  # read once, then there is another copy to read
@@ -113,6 +114,10 @@ class Program:
         for computation in self.computations.values():
             for one in computation.instructions.values():
                 kind = one.opcode.removesuffix("-start")
+                if kind == "send" and "xla_megascale" in one.rest:
+                    # Over the network of data centres; its operands are the array and a token.
+                    sent = computation.instructions[one.operands[0]].bytes
+                    found.setdefault(BETWEEN_SLICES, {})[one.name] = sent
                 if kind not in COLLECTIVES:
                     continue
                 inside = sum(computation.instructions[name].bytes for name in one.operands)

@@ -18,7 +18,7 @@ from jaxbooth.sharding import batch_sharding, check_rows, subject_sharding
 from jaxbooth.training.pack import Pack
 from jaxbooth.training.state import abstract_state
 from jaxbooth.training.step import make_train_step
-from jaxbooth.types import Batch, SubjectText, Text
+from jaxbooth.types import Batch, Remat, SubjectText, Text
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class StepRecipe:
         objective: The loss.
         rows: Of each subject and step, prior rows included.
         resolution: Side of the pictures in pixels.
-        dtype: Compute dtype; weights are float32, as `trained.load_base` loads them.
-        remat: Whether UNet blocks are computed again in the backward pass.
+        dtype: Compute dtype; weights are kept as `trained.load_base` keeps them.
+        remat: What the backward pass computes again (types.py).
         accumulation: Parts that a step's rows are taken in.
         ema_decay: Of averaged weights, if they are kept.
         masked: Whether the loss is weighted by masks.
@@ -46,7 +46,7 @@ class StepRecipe:
     rows: int
     resolution: int
     dtype: str = "float32"
-    remat: bool = False
+    remat: Remat = "none"
     accumulation: int = 1
     ema_decay: float | None = None
     masked: bool = False
@@ -126,6 +126,7 @@ def abstract_pack(subjects: int, mesh: Mesh) -> Pack:
 
 def _model(recipe: StepRecipe) -> StableDiffusion:
     kinds = {"dtype": jnp.dtype(recipe.dtype), "param_dtype": jnp.float32, "remat": recipe.remat}
+    kinds["rounded"] = recipe.method.multiplies_base_only
     sd = nnx.eval_shape(lambda: build(recipe.family, **kinds, rngs=nnx.Rngs(0)))
     if getattr(recipe.method, "type", None) == "perfusion":
         width = recipe.family.unet.cross_attention_dim

@@ -8,7 +8,7 @@ from jaxbooth.planning.plan import StepPlan
 
 GIB = 2**30
 LESS_MEMORY = (
-    "Less memory is needed with base.remat=true, a smaller data.resolution or train.batch_size, "
+    "Less memory is needed with base.remat=layers, a smaller data.resolution or train.batch_size, "
     "train.gradient_accumulation_steps, or weights spread over devices (mesh.fsdp)."
 )
 NOT_COUNTED = (

@@ -28,19 +28,20 @@ ENVIRONMENT = {
 ONE_HOST = {"v5e": 8, "v6e": 8}  # chips of the largest machine that is a slice by itself; 4 of every other kind
 DIMENSIONS = {"v3": 2, "v5e": 2, "v6e": 2}  # of the torus; 3 of every other kind
 MEGACORE = {"v4", "v5p"}  # two cores of a chip are one device, as on the slices themselves
-EXAMPLES = ("v4:2x2x2", "v5e:2x4", "v5e:4x4", "v5p:2x2x1", "v6e:2x4", "tpu7x:2x2x1")
+EXAMPLES = ("v4:2x2x2", "v5e:2x4", "v5e:4x4", "v5p:2x2x1", "v6e:2x4", "tpu7x:2x2x1", "2xv5e:4x4")
 
 
 def describe_topology(name: str) -> list[jax.Device]:
-    """The devices of a TPU slice, to compile for.
+    """The devices of a TPU slice, or of several, to compile for.
 
     Args:
-        name: Chip and shape, `v5e:2x4`.
+        name: Chip and shape, `v5e:2x4`; `2xv5e:2x4` are two such slices.
 
     Raises:
         ConfigError: The name is none, or libtpu is not installed or cannot be loaded.
     """
-    chip, shape = parse_topology(name)
+    slices, chip, shape = parse_topology(name)
+    one = f"{chip}:{'x'.join(map(str, shape))}"
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
         raise ConfigError(
             f"topology {name}: the TPU compiler is not installed. pip install 'jaxbooth[plan]' brings the libtpu "
@@ -50,39 +51,45 @@ def describe_topology(name: str) -> list[jax.Device]:
     options = {"chip_config_name": "megacore"} if chip in MEGACORE else {}
     if math.prod(shape) <= ONE_HOST.get(chip, 4):
         options["chips_per_host_bounds"] = (*shape, 1)[:3]
+    if slices > 1:
+        options["num_slices"] = slices
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=one, **options).devices)
     except (RuntimeError, ValueError) as error:  # jax.errors.JaxRuntimeError is a RuntimeError
         raise ConfigError(_reason(name, str(error))) from error
 
 
-def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
-    """`v5e:2x4` -> `("v5e", (2, 4))`.
+def parse_topology(name: str) -> tuple[int, str, tuple[int, ...]]:
+    """`v5e:2x4` -> `(1, "v5e", (2, 4))`, `4xv5e:2x4` -> `(4, "v5e", (2, 4))`.
 
     Raises:
         ConfigError: It is no topology.
     """
-    found = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
-    chip, shape = (found[1], tuple(map(int, found[2].split("x")))) if found else (name.split(":")[0], ())
+    found = re.fullmatch(r"(?:(\d+)x)?([a-z][a-z0-9]*):(\d+(?:x\d+)*)", name)
+    slices, chip, shape = int(found[1] or 1) if found else 1, name.split(":")[0], ()
+    if found:
+        chip, shape = found[2], tuple(map(int, found[3].split("x")))
     problems, wanted = [], DIMENSIONS.get(chip, 3)
     if chip not in TPUS:
         problems.append(f'the chip "{chip}" is none of {", ".join(TPUS)}')
     elif len(shape) != wanted or 0 in shape:
         problems.append(f"slices of {chip} have {wanted} dimensions, each 1 or more, as in {_example(chip)}")
+    if slices == 0:
+        problems.append("there is 1 slice or more")
     if problems:
         advice = f"Write the chip and the shape of the slice, e.g. {', '.join(EXAMPLES)}."
         raise ConfigError(list_problems(f'topology "{name}" cannot be used:', problems, advice))
-    return chip, shape
+    return slices, chip, shape
 
 
 def count_devices(name: str) -> tuple[Chip, int]:
-    """The chip of a slice, and how many devices JAX will see on it; asks no compiler, so the slice need not exist.
+    """The chip of slices, and how many devices JAX will see on all of them; asks no compiler, so none need exist.
 
     Raises:
         ConfigError: It is no topology.
     """
-    kind, shape = parse_topology(name)
-    return TPUS[kind], math.prod(shape) * TPUS[kind].devices
+    slices, kind, shape = parse_topology(name)
+    return TPUS[kind], slices * math.prod(shape) * TPUS[kind].devices
 
 
 def without_a_tpu() -> None:

@@ -17,6 +17,7 @@ from jaxbooth.errors import ConversionError, list_problems
 from jaxbooth.families import ModelFamily
 from jaxbooth.pipeline import StableDiffusion, build
 from jaxbooth.sharding import parameter_sharding, put
+from jaxbooth.types import Remat
 from jaxbooth.weights.hub import resolve
 from jaxbooth.weights.torch_keys import Entry, canonical_key, entries, key_problems
 
@@ -32,7 +33,8 @@ def load_pipeline(
     *,
     param_dtype: str | None = None,
     revision: str | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
+    rounded: bool = False,
 ) -> StableDiffusion:
     """Loads Stable Diffusion from a diffusers folder, a hub id or the embedded base `pocket`.
 
@@ -42,21 +44,24 @@ def load_pipeline(
         mesh: Where to place the parameters (fsdp rule); default: one device.
         param_dtype: Dtype in which UNet and text-encoder parameters are kept; default: `dtype`.
         revision: Commit, tag or branch of a hub id.
-        remat: Recompute UNet blocks in the backward pass instead of keeping their activations.
+        remat: What the backward pass computes again instead of keeping it (types.py).
+        rounded: Keep what is multiplied with in `dtype`, for weights that nothing trains (`nn.layers.LayerFactory`).
 
     Raises:
         ConversionError: not a Stable Diffusion, weights in pickle files, or keys or shapes that do not fit.
     """
     folder = resolve(path, revision)
     family = families.from_diffusers(folder)
-    return load_weights(family, folder, jnp.dtype(dtype), jnp.dtype(param_dtype or dtype), mesh, remat)
+    kinds = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype or dtype)}
+    return load_weights(family, folder, mesh, **kinds, remat=remat, rounded=rounded)
 
 
 def load_weights(
-    family: ModelFamily, folder: Path, dtype: DTypeLike, param_dtype: DTypeLike, mesh: Mesh | None, remat: bool = False
+    family: ModelFamily, folder: Path, mesh: Mesh | None, *, dtype: DTypeLike, param_dtype: DTypeLike, **options
 ) -> StableDiffusion:
-    """The weights below `folder` in modules of `family`."""
-    sd = nnx.eval_shape(lambda: build(family, dtype=dtype, param_dtype=param_dtype, remat=remat, rngs=nnx.Rngs(0)))
+    """The weights below `folder` in modules of `family`; `options` are those of `pipeline.build`."""
+    kinds = {"dtype": dtype, "param_dtype": param_dtype, **options}
+    sd = nnx.eval_shape(lambda: build(family, **kinds, rngs=nnx.Rngs(0)))
     readers = open_components(sd, folder)
     loaded = {name: _fill(module, readers[name], mesh) for name, module in sd.components()}
     return StableDiffusion.from_components(family, loaded)

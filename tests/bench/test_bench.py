@@ -39,26 +39,26 @@ def write_sizes(folder, kind="sd1"):
 
 
 def tiny(folder, method="dreambooth", **options) -> Case:
-    defaults = {"batch": 1, "resolution": 16, "dtype": "float32", "remat": False, "steps": 2, "warmup": 1}
+    defaults = {"batch": 1, "resolution": 16, "dtype": "float32", "remat": "none", "steps": 2, "warmup": 1}
     return Case(base=str(folder), method=method, **defaults | options)
 
 
 def test_one_command_makes_the_table_of_everything_that_is_asked_for():
-    cases = turns.cases_of(["sd15", "sdxl"], ["dreambooth", "lora"], ["1", "8"], None, "bfloat16", True, 5, 2)
+    cases = turns.cases_of(["sd15", "sdxl"], ["dreambooth", "lora"], ["1", "8"], None, "bfloat16", "layers", 5, 2)
     assert [(case.base, case.method, case.batch, case.resolution) for case in cases] == [
         ("sd15", "dreambooth", 1, 512), ("sd15", "dreambooth", 8, 512), ("sd15", "lora", 1, 512),
         ("sd15", "lora", 8, 512), ("sdxl", "dreambooth", 1, 1024), ("sdxl", "dreambooth", 8, 1024),
         ("sdxl", "lora", 1, 1024), ("sdxl", "lora", 8, 1024),
     ]  # fmt: skip
-    assert all(case.remat and case.dtype == "bfloat16" and case.rows == 2 * case.batch for case in cases)
+    assert all(case.remat == "layers" and case.dtype == "bfloat16" and case.rows == 2 * case.batch for case in cases)
     assert [family_of(base).resolution for base in ("sd21", "pocket")] == [768, 64]
 
 
 def test_everything_that_cannot_be_measured_is_told_at_once():
     with pytest.raises(ConfigError) as error:
-        turns.cases_of(["pocket", "no/such/base"], ["lora", "ti"], ["0", "x"], 60, "int8", False, 1, 1)
+        turns.cases_of(["pocket", "no/such/base"], ["lora", "ti"], ["0", "x"], 60, "int8", "all", 1, 1)
     said = str(error.value)
-    for part in ("--method ti", "--batch 0", "--batch x", "--dtype int8", "60x60", "no/such/base"):
+    for part in ("--method ti", "--batch 0", "--batch x", "--dtype int8", "--remat all", "60x60", "no/such/base"):
         assert part in said
 
 
@@ -148,7 +148,7 @@ def test_pytorch_takes_the_step_of_every_family(kind, method, dtype, tmp_path):
     from jaxbooth.evaluation.torch_step import measure
 
     threads = torch.get_num_threads()
-    case = tiny(write_sizes(tmp_path, kind), method, dtype=dtype, remat=method == "lora")
+    case = tiny(write_sizes(tmp_path, kind), method, dtype=dtype, remat="layers" if method == "lora" else "none")
     found = Figure(**measure(reference_problem(case) | {"threads": 1}))
     torch.set_num_threads(threads)
     assert len(found.seconds) == 2 and math.isfinite(found.loss) and found.device == "cpu"
@@ -166,7 +166,7 @@ def test_both_train_as_many_numbers_of_a_published_base(base, method, count):
 
     from jaxbooth.evaluation.torch_step import Problem, random_unet
 
-    case = turns.cases_of([base], [method], ["1"], None, "float32", False, 1, 1)[0]
+    case = turns.cases_of([base], [method], ["1"], None, "float32", "none", 1, 1)[0]
     theirs = random_unet(Problem(**reference_problem(case)), torch.device("meta"))
     assert sum(one.numel() for one in theirs.parameters() if one.requires_grad) == count
     recipe = ours.recipe_of(case)
@@ -177,7 +177,7 @@ def test_both_train_as_many_numbers_of_a_published_base(base, method, count):
 
 
 def test_our_step_is_built_from_sizes_alone_and_counted(tmp_path):
-    case = tiny(write_sizes(tmp_path), remat=True)
+    case = tiny(write_sizes(tmp_path), remat="layers")
     found = ours.measure(case, compiler.options())
     assert len(found.seconds) == 2 and math.isfinite(found.loss) and found.compile_seconds > 0
     without = ours.recipe_of(tiny(tmp_path))
@@ -212,7 +212,7 @@ def test_the_command_measures_both_and_writes_what_it_found(tmp_path):
 @pytest.mark.slow
 def test_the_loop_costs_at_most_three_percent_over_a_bare_jitted_step():
     case = Case(
-        base="pocket", method="dreambooth", batch=4, resolution=64, dtype="float32", remat=False, steps=100, warmup=1
+        base="pocket", method="dreambooth", batch=4, resolution=64, dtype="float32", remat="none", steps=100, warmup=1
     )
     row = Row(case=case, figures=[turns.in_own_process(case, "loop")])
     print("loop {:+.1%}, its program {:+.1%} over a bare step".format(*row.overhead))

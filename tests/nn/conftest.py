@@ -79,7 +79,7 @@ CLIPS = {
 @functools.cache
 def make_unets(name):
     theirs = randomise(diffusers.UNet2DConditionModel.from_config(UNETS[name]))
-    config, remat = read(unet_config, UNETS[name]), name == "sd2"  # one of them recomputes activations
+    config, remat = read(unet_config, UNETS[name]), "layers" if name == "sd2" else "none"
     return theirs, ours_like(theirs, lambda: UNet2DConditionModel(config, remat=remat, rngs=nnx.Rngs(0)))
 
 

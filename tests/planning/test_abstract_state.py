@@ -63,7 +63,7 @@ def test_it_is_what_training_starts_from(method):
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.type)
 def test_every_method_s_step_can_be_planned(method):
-    recipe = small_recipe(method, rows=4, dtype="bfloat16", accumulation=2, ema_decay=0.9, masked=True, remat=True)
+    recipe = small_recipe(method, rows=4, dtype="bfloat16", accumulation=2, ema_decay=0.9, masked=True, remat="layers")
     text = lower_step(recipe, 2, mesh_of(subject=2, data=2)).as_text()
     assert "jit_train_step" in text
 

@@ -85,7 +85,7 @@ def test_the_program_is_that_of_the_named_chip():
 
 
 def test_work_is_divided_among_devices_and_the_model_s_own_is_told_apart():
-    plain, again = quick(small_recipe(rows=8)), quick(small_recipe(rows=8, remat=True))
+    plain, again = quick(small_recipe(rows=8)), quick(small_recipe(rows=8, remat="layers"))
     assert plain.model_flops == plain.step.flops < again.step.flops
     assert again.model_flops == pytest.approx(plain.model_flops)
     spread = quick(small_recipe(rows=8), mesh=mesh_of(data=4))

@@ -7,7 +7,7 @@ import pytest
 from jaxbooth.errors import ConfigError
 from jaxbooth.planning import topology
 from jaxbooth.planning.chips import GPUS, TPUS, chip_of
-from jaxbooth.planning.topology import EXAMPLES, describe_topology, parse_topology, without_a_tpu
+from jaxbooth.planning.topology import EXAMPLES, count_devices, describe_topology, parse_topology, without_a_tpu
 
 
 @pytest.fixture
@@ -20,12 +20,18 @@ def bare(monkeypatch):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_are_topologies(name):
-    chip, shape = parse_topology(name)
-    assert chip in TPUS and name == f"{chip}:{'x'.join(map(str, shape))}"
+    slices, chip, shape = parse_topology(name)
+    assert chip in TPUS and name.removeprefix(f"{slices}x") == f"{chip}:{'x'.join(map(str, shape))}"
+
+
+def test_several_slices_have_the_devices_of_all():
+    assert parse_topology("3xv5e:4x4") == (3, "v5e", (4, 4))
+    assert [count_devices(name)[1] for name in ("v5e:4x4", "2xv5e:4x4", "2xv3:2x2")] == [16, 32, 16]
 
 
 @pytest.mark.parametrize(
-    "name", ["v5e-8", "v7x:2x2x1", "", "v5e", "v4:2x4", "v5e:2x2x1", "v5e:0x4", "v5e:2x", "V5E:2x4"]
+    "name",
+    ["v5e-8", "v7x:2x2x1", "", "v5e", "v4:2x4", "v5e:2x2x1", "v5e:0x4", "v5e:2x", "V5E:2x4", "0xv5e:2x4", "xv5e:2x4"],
 )
 def test_a_wrong_name_is_told_with_right_ones(name):
     with pytest.raises(ConfigError) as error:

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import pytest
 from small_recipe import small_recipe
 
+from jaxbooth.methods import DreamBooth
 from jaxbooth.planning.chips import chip_of
 from jaxbooth.planning.count import flops_of
 from jaxbooth.planning.machine import this_machine
-from jaxbooth.planning.topology import EXAMPLES, describe_topology
+from jaxbooth.planning.topology import EXAMPLES, describe_topology, parse_topology
 from jaxbooth.planning.traffic import traffic_of
 from jaxbooth.sharding import MeshConfig
 
@@ -27,14 +28,14 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed (jaxbooth[plan])"
 )
 PROGRAM = Path(__file__).with_name("tpu_program.py")
-COUNTS = {"v4:2x2x2": 8, "v5e:2x4": 8, "v5e:4x4": 16, "v5p:2x2x1": 4, "v6e:2x4": 8, "tpu7x:2x2x1": 8}
-HOSTS = {"v4:2x2x2": 2, "v5e:4x4": 4}
+COUNTS = {"v4:2x2x2": 8, "v5e:2x4": 8, "v5e:4x4": 16, "v5p:2x2x1": 4, "v6e:2x4": 8, "tpu7x:2x2x1": 8, "2xv5e:4x4": 32}
+HOSTS = {"v4:2x2x2": 2, "v5e:4x4": 4, "2xv5e:4x4": 8}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_has_the_devices_of_the_slice(name):
     devices = describe_topology(name)
-    assert len(devices) == COUNTS[name] and chip_of(devices[0].device_kind).name == name.split(":")[0]
+    assert len(devices) == COUNTS[name] and chip_of(devices[0].device_kind).name == parse_topology(name)[1]
     assert len({device.process_index for device in devices}) == HOSTS.get(name, 1)
 
 
@@ -74,10 +75,21 @@ def test_spread_weights_are_gathered_once_a_step_whatever_the_number_of_subjects
 
 
 @pytest.mark.slow
+def test_between_slices_only_parts_of_summed_gradients_are_sent():
+    machine = this_machine("2xv5e:2x2", mesh=MeshConfig(data=2, fsdp=4))
+    recipe = small_recipe(DreamBooth(), rows=8, dtype="bfloat16", width=256)
+    plan = machine.plan(recipe, 1)
+    inside = plan.collectives["reduce-scatter"].bytes
+    assert inside > 0.5 * plan.collectives["all-gather"].bytes
+    # A quarter each of what the four devices of a slice have summed, and the small ones whole.
+    assert 0.25 * inside <= plan.collectives["send to other slices"].bytes <= 0.5 * inside
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v5e:2x4", "v4:2x2x2"])
 def test_sd15_packs_of_8_and_32_move_the_base_once_a_step(name):
     environment = {key: value for key, value in os.environ.items() if key not in ("JAX_PLATFORMS", "XLA_FLAGS")}
-    command = [sys.executable, str(PROGRAM), name, "1", "1", "8", "32"]
+    command = [sys.executable, str(PROGRAM), name, "layers", "1", "8", "32"]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.splitlines()
     print(*lines, sep="\n")
     small, large = map(json.loads, lines)

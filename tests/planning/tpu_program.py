@@ -3,7 +3,7 @@
 A process of its own, because the tests' exact matrix products would be another program. Prints the figures of
 docs/benchmarks.md:
 
-    python tests/planning/tpu_program.py v5e:2x4 1 1 8 32
+    python tests/planning/tpu_program.py v5e:2x4 layers 1 8 32
 """
 
 import json
@@ -20,7 +20,7 @@ from jaxbooth.planning.step import StepRecipe
 from jaxbooth.training.optimizer import OptimizerConfig
 
 
-def sd15_lora(remat: bool, accumulation: int) -> StepRecipe:
+def sd15_lora(remat: str, accumulation: int) -> StepRecipe:
     """Rank 16 on attention and MLP layers, 512 px, bfloat16, one instance and one prior row."""
     family, tx = full_size_family("sd15"), OptimizerConfig(learning_rate=1e-4).build(500)
     how = {"dtype": "bfloat16", "remat": remat, "accumulation": accumulation}
@@ -29,7 +29,7 @@ def sd15_lora(remat: bool, accumulation: int) -> StepRecipe:
 
 if __name__ == "__main__":
     name, remat, parts, *sizes = sys.argv[1:]
-    machine, recipe = this_machine(name), sd15_lora(remat == "1", int(parts))
+    machine, recipe = this_machine(name), sd15_lora(remat, int(parts))
     for size in map(int, sizes):
         plan = machine.plan(recipe, size, OPTIONS["low"])
         settings = {"topology": name, "remat": recipe.remat, "accumulation": recipe.accumulation}

@@ -162,9 +162,10 @@ def test_metrics_report_the_prior_without_lambda():
     assert same_bits(*seen)
 
 
-def test_recomputing_blocks_does_not_change_the_gradient(folder, dreambooth_loss):
+@pytest.mark.parametrize("remat", ["transformers", "layers"])
+def test_recomputing_blocks_does_not_change_the_gradient(remat, folder, dreambooth_loss):
     batch = one_subject()
-    recomputed = Loss(load_pipeline(folder, remat=True), loss_of(DreamBooth()))
+    recomputed = Loss(load_pipeline(folder, remat=remat), loss_of(DreamBooth()))
     (value, gradient), (expected, expected_gradient) = recomputed(batch), dreambooth_loss(batch)
     assert value == pytest.approx(expected, rel=1e-6)
     assert worst(gradient, expected_gradient) < 1e-5
