@@ -20,8 +20,8 @@ from jaxbooth.export.perfusion import load_perfusion
 from jaxbooth.merging.captions import captions
 from jaxbooth.merging.covariance import (
     Covariance,
-    inverse_covariance,
     load_covariance,
+    metric_factor,
     real_tokens,
     save_covariance,
     second_moment,
@@ -52,15 +52,15 @@ def text_digest(base: Path) -> str:
 
 
 def text_metric(sd: StableDiffusion, base: Path, count: int) -> TextMetric:
-    """The inverse of C over `count` captions, from the package, the cache, or measured now.
+    """The metric of C over `count` captions, from the package, the cache, or measured now.
 
     Raises:
         MethodError: a kept file is damaged.
     """
     found = covariance(sd, base, count)
-    inverse = np.asarray(inverse_covariance(found.moment), np.float32)
+    factor = np.asarray(metric_factor(found.moment), np.float32)
     layout = jax.tree.leaves(nnx.state(sd.text_encoders[0]))[0].sharding
-    here = put(inverse, replicated(layout.mesh)) if isinstance(layout, NamedSharding) else jnp.asarray(inverse)
+    here = put(factor, replicated(layout.mesh)) if isinstance(layout, NamedSharding) else jnp.asarray(factor)
     return TextMetric(here, f"{found.text_encoder}-{found.captions}-{found.positions}")
 
 

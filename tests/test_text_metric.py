@@ -1,5 +1,6 @@
 """The text metric that ships with the pocket base, and how one is measured, kept and found again."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from jaxbooth import text_metric as room
 from jaxbooth.errors import MethodError
 from jaxbooth.merging.captions import captions
 from jaxbooth.merging.covariance import caption_covariance, load_covariance, real_tokens, save_covariance
+from jaxbooth.nn.key_locked import similarities
 from jaxbooth.pipeline import encode_text
 from jaxbooth.pocket import BASE, COVARIANCE
 from jaxbooth.text_metric import covariance, measure, text_digest, text_metric
@@ -64,7 +66,18 @@ def test_the_pocket_base_takes_the_shipped_covariance(pocket, monkeypatch):
     metric = text_metric(pocket, BASE, 500)
     shipped = load_covariance(COVARIANCE, text_digest(BASE)).moment
     assert metric.name == f"{text_digest(BASE)}-100000-tokens"
-    np.testing.assert_allclose(np.asarray(metric.inverse[...], np.float64) @ shipped, np.eye(64), atol=1e-2)
+    factor = np.asarray(metric.factor[...], np.float64)
+    np.testing.assert_allclose(factor @ factor.T @ shipped, np.eye(64), atol=1e-2)
+
+
+def test_similarities_of_float32_are_those_of_float64(pocket):
+    """C^-1 of this base has a condition of a million: products with it are off by 2e-5."""
+    factor = text_metric(pocket, BASE, 500).factor[...]
+    states = pocket.encode_plain(jnp.asarray(pocket.tokenize(["a stuffed animal in the jungle"])))[0][0]
+    exact, metric = np.asarray(states, np.float64), np.asarray(factor, np.float64) @ np.asarray(factor, np.float64).T
+    dual = exact[3:5] @ metric
+    wanted = exact @ dual.T / np.sum(dual * exact[3:5], axis=1)
+    np.testing.assert_allclose(similarities(states, states[3:5], factor), wanted, atol=2e-6)
 
 
 def test_another_base_s_covariance_is_measured_once_and_kept(pocket, measured, monkeypatch, tmp_path):

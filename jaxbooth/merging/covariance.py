@@ -86,15 +86,13 @@ def caption_covariance(encode, tokenize, captions: Sequence[str], **options) -> 
     return second_moment(caption_features(encode, tokenize, captions, **options))
 
 
-def inverse_covariance(covariance: Float[np.ndarray, "d d"], ridge: float = RIDGE) -> Float[np.ndarray, "d d"]:
-    """(C + ridge * trace(C) / d * I)^-1, in float64 and exactly symmetric.
+def metric_factor(covariance: Float[np.ndarray, "d d"], ridge: float = RIDGE) -> Float[np.ndarray, "d d"]:
+    """F of (C + ridge * trace(C) / d * I)^-1 = F F^T, in float64: (a F).(b F) is Perfusion's <a, b>.
 
     Raises:
         MethodError: C is not finite, or not positive definite even with the ridge.
     """
-    half = inverse_factor(add_ridge(covariance, ridge))
-    inverse = half.T @ half
-    return (inverse + inverse.T) / 2
+    return inverse_factor(add_ridge(covariance, ridge)).T
 
 
 def save_covariance(covariance: Covariance, file: Path) -> None:

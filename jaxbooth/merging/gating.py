@@ -108,7 +108,8 @@ def _check(sd: StableDiffusion, metric: TextMetric, concepts: Sequence[Perfusion
 def _alike(metric: TextMetric, concepts: Sequence[PerfusionConcept]) -> list[str]:
     """Pairs whose Gram matrix cannot be inverted."""
     directions = np.stack([concept.direction for concept in concepts]).astype(np.float64)
-    gram = directions @ np.asarray(metric.inverse[...], np.float64) @ directions.T
+    white = directions @ np.asarray(metric.factor[...], np.float64)
+    gram = white @ white.T
     cosines = gram / np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
     pairs = np.argwhere(np.triu(np.abs(cosines), 1) > ALIKE)
     return [f"{concepts[a].token} and {concepts[b].token} mean the same direction" for a, b in pairs]

@@ -52,7 +52,7 @@ class Concepts(Adapter):
         named = jnp.any(found, axis=1)
         directions = self._moved(states, found) if self.ema_decay is not None else self.directions[...]
         values = split_states(
-            states, directions, self.metric.inverse[...], named if self.bypass else jnp.ones_like(named),
+            states, directions, self.metric.factor[...], named if self.bypass else jnp.ones_like(named),
             beta=self.beta, tau=self.tau, strength=self.strength,
         )  # fmt: skip
         return PromptStates(

@@ -89,12 +89,12 @@ class Perfusion(AdapterMethod, frozen=True):
 
     def merge(self, sd: StableDiffusion) -> None:
         """The nearest plain weights, and the word: the gate depends on the prompt and cannot be folded."""
-        concepts, inverse = sd.concepts, sd.concepts.metric.inverse[...]
+        concepts, factor = sd.concepts, sd.concepts.metric.factor[...]
 
         def fold(_, layer: KeyLockedLinear) -> nnx.Linear:
             plain = nnx.merge(*nnx.split(layer.base))
             kernel = layer.base.kernel[...]
-            edited = rank_one(kernel, concepts.directions[...], layer.outputs[...], inverse, concepts.strength)
+            edited = rank_one(kernel, concepts.directions[...], layer.outputs[...], factor, concepts.strength)
             plain.kernel = nnx.Param(edited.astype(kernel.dtype))
             return plain
 

@@ -1,8 +1,8 @@
 """Key-locked, gated rank-one edits of cross-attention (Perfusion: Tewel et al. 2023, arXiv 2305.01644).
 
 A concept is a direction i* in the space of a prompt's states. Under the metric <a, b> = a^T C^-1 b (C: second moment
-of states) every state e splits into what lies along the concepts and a remainder. All layers share that split, so it is
-made once for each prompt; a layer then answers
+of states; C^-1 = F F^T, so <a, b> = (a F).(b F)) every state e splits into what lies along the concepts and a
+remainder. All layers share that split, so it is made once for each prompt; a layer then answers
 
     h(e) = W remainder(e) + sum_j gate_j(e) o*_j
 
@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxbooth.nn.surgery import Adapter, AdapterParam, Statistic, in_float32
 
-# C^-1 stretches some directions a thousand times more than others: the few bits that accelerators multiply float32
-# with by default would not do.
+# C^-1 stretches some directions a million times more than others: the few bits that accelerators multiply float32 with
+# by default would not do. Nor would products with C^-1 itself: on the pocket base similarities of float32 are off by
+# 2e-5 with it and by 5e-7 with its factor F, whose stretch is the root of that.
 _matmul = partial(jnp.matmul, precision="highest")
 
 
@@ -40,13 +41,13 @@ class PromptStates(NamedTuple):
 
 
 class TextMetric(nnx.Module):
-    """The inverse of C, the uncentred second moment of a text encoder's states: C = E[e e^T].
+    """F of C^-1 = F F^T, C being the uncentred second moment of a text encoder's states: C = E[e e^T].
 
     In `StableDiffusion.concepts` it is a model that knows no concept yet.
     """
 
-    def __init__(self, inverse: Float[Array, "d d"], name: str = ""):
-        self.inverse = nnx.Variable(inverse)
+    def __init__(self, factor: Float[Array, "d d"], name: str = ""):
+        self.factor = nnx.Variable(factor)
         self.name = name  # what C was measured on, and over which captions
 
     def __call__(self, sd, input_ids, states):
@@ -77,28 +78,28 @@ def outputs_of(linear: nnx.Linear, states: Float[Array, "j d"]) -> Float[Array, 
 
 
 def similarities(
-    states: Float[Array, "*b d"], concepts: Float[Array, "j d"], inverse: Float[Array, "d d"]
+    states: Float[Array, "*b d"], concepts: Float[Array, "j d"], factor: Float[Array, "d d"]
 ) -> Float[Array, "*b j"]:
     """s_j(e) = <e, i*_j> / <i*_j, i*_j>: 1 at the concept, 0 where e is orthogonal to it under the metric."""
-    dual = _matmul(concepts, inverse)
-    return _matmul(states, (dual / jnp.sum(dual * concepts, axis=1, keepdims=True)).T)
+    white = _matmul(concepts, factor)
+    return _matmul(_matmul(states, factor), (white / jnp.sum(white * white, axis=1, keepdims=True)).T)
 
 
 def coefficients(
     states: Float[Array, "b n d"],
     concepts: Float[Array, "j d"],
-    inverse: Float[Array, "d d"],
+    factor: Float[Array, "d d"],
     taking_part: Bool[Array, "b j"],
 ) -> Float[Array, "b n j"]:
     """G^-1 I^T C^-1 e with I = [i*_1 .. i*_J] and G = I^T C^-1 I, over the concepts that take part in each row.
 
     e - I coefficients is orthogonal to these concepts under the metric; one concept's coefficient is its similarity.
     """
-    dual = _matmul(concepts, inverse)
+    white = _matmul(concepts, factor)
     both = taking_part[:, :, None] & taking_part[:, None, :]
     # Concepts left out have rows and columns of the unit matrix, and nothing on the other side.
-    gram = jnp.where(both, _matmul(dual, concepts.T)[None], jnp.eye(len(concepts))[None])
-    products = jnp.where(taking_part[:, None], _matmul(states, dual.T), 0.0)
+    gram = jnp.where(both, _matmul(white, white.T)[None], jnp.eye(len(concepts))[None])
+    products = jnp.where(taking_part[:, None], _matmul(_matmul(states, factor), white.T), 0.0)
     return jnp.swapaxes(jnp.linalg.solve(gram, jnp.swapaxes(products, 1, 2)), 1, 2)
 
 
@@ -110,7 +111,7 @@ def gate(similarity: Float[Array, "*b j"], beta: ArrayLike, tau: ArrayLike) -> F
 def split_states(
     states: Float[Array, "b n d"],
     concepts: Float[Array, "j d"],
-    inverse: Float[Array, "d d"],
+    factor: Float[Array, "d d"],
     taking_part: Bool[Array, "b j"],
     *,
     beta: tuple[float, ...],
@@ -127,8 +128,8 @@ def split_states(
     """
     states = in_float32(states)
     beta, tau = (jnp.asarray(values, jnp.float32)[None, None] for values in (beta, tau))
-    gates = gate(similarities(states, concepts, inverse), beta, tau)
-    along = _matmul(coefficients(states, concepts, inverse, taking_part), concepts)
+    gates = gate(similarities(states, concepts, factor), beta, tau)
+    along = _matmul(coefficients(states, concepts, factor, taking_part), concepts)
     edited = jnp.any(taking_part, axis=1)[:, None, None]
     return Gated(
         jnp.where(edited, states - strength * along, states),
@@ -138,12 +139,12 @@ def split_states(
 
 def rank_one(
     kernel: Float[Array, "d o"], concepts: Float[Array, "j d"], outputs: Float[Array, "j o"],
-    inverse: Float[Array, "d d"], strength: float = 1.0,
+    factor: Float[Array, "d d"], strength: float = 1.0,
 ) -> Float[Array, "d o"]:  # fmt: skip
     """The plain weight nearest to the edit: its gates replaced by the coefficients, W + (C^-1 I) G^-1 (o* - I W).
 
     For one concept this is ROME's edit, W + (o* - W i*) (C^-1 i*)^T / E (Meng et al. 2022, Equation 2).
     """
-    kernel, dual = in_float32(kernel), _matmul(concepts, inverse)
-    change = jnp.linalg.solve(_matmul(dual, concepts.T), outputs - _matmul(concepts, kernel))
-    return kernel + strength * _matmul(dual.T, change)
+    kernel, white = in_float32(kernel), _matmul(concepts, factor)
+    change = jnp.linalg.solve(_matmul(white, white.T), outputs - _matmul(concepts, kernel))
+    return kernel + strength * _matmul(factor, _matmul(white.T, change))

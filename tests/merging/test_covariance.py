@@ -7,8 +7,8 @@ from jaxbooth.merging.captions import captions
 from jaxbooth.merging.covariance import (
     Covariance,
     caption_covariance,
-    inverse_covariance,
     load_covariance,
+    metric_factor,
     real_tokens,
     save_covariance,
     second_moment,
@@ -95,16 +95,15 @@ def test_the_inverse_is_of_the_moment_with_its_ridge():
     rng = np.random.default_rng(2)
     moment = np.cov(rng.normal(size=(6, 50)))
     for ridge in (0.0, 1e-6, 1e-2):
-        inverse = inverse_covariance(moment, ridge)
+        factor = metric_factor(moment, ridge)
         ridged = moment + ridge * np.trace(moment) / 6 * np.eye(6)
-        np.testing.assert_allclose(inverse @ ridged, np.eye(6), atol=1e-12)
-        np.testing.assert_array_equal(inverse, inverse.T)
+        np.testing.assert_allclose(factor @ factor.T @ ridged, np.eye(6), atol=1e-12)
     flat = np.outer(np.ones(6), np.ones(6))
-    assert np.isfinite(inverse_covariance(flat)).all()
+    assert np.isfinite(metric_factor(flat)).all()
     with pytest.raises(MethodError, match="positive definite"):
-        inverse_covariance(flat - 0.5 * np.eye(6))
+        metric_factor(flat - 0.5 * np.eye(6))
     with pytest.raises(MethodError, match="finite"):
-        inverse_covariance(flat * np.nan)
+        metric_factor(flat * np.nan)
 
 
 def test_a_positive_factor_of_the_moment_changes_no_similarity():
@@ -112,7 +111,8 @@ def test_a_positive_factor_of_the_moment_changes_no_similarity():
     rng = np.random.default_rng(3)
     rows = rng.normal(size=(50, 6))
     moment, e, i = rows.T @ rows, rng.normal(size=6), rng.normal(size=6)
-    one, ten = (inverse_covariance(factor * moment) for factor in (1, 10))
+    one, ten = (metric_factor(scale * moment) for scale in (1, 10))
+    one, ten = one @ one.T, ten @ ten.T
     assert (e @ ten @ i) / (i @ ten @ i) == pytest.approx((e @ one @ i) / (i @ one @ i), abs=1e-6)
 
 
@@ -148,9 +148,9 @@ def test_files_that_are_no_covariance_are_refused(tmp_path):
 
 
 def test_the_moment_of_a_trained_text_encoder_inverts(trained):
-    inverse = inverse_covariance(trained.moment)
+    factor = metric_factor(trained.moment)
     ridged = trained.moment + 1e-6 * np.trace(trained.moment) / 64 * np.eye(64)
-    np.testing.assert_allclose(inverse @ ridged, np.eye(64), atol=1e-8)
+    np.testing.assert_allclose(factor @ factor.T @ ridged, np.eye(64), atol=1e-8)
     padded = caption_covariance(
         trained.encode, trained.tokenize, captions(100), eos_id=trained.eos_id, positions="all", batch_size=100
     )

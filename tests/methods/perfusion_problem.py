@@ -17,6 +17,7 @@ class Problem:
         rng = np.random.default_rng(seed)
         factor = rng.normal(size=(40, WIDTH)) * np.linspace(0.2, 2, WIDTH)
         self.inverse = np.linalg.inv(factor.T @ factor / 40)
+        self.factor = np.linalg.cholesky(self.inverse)
         self.states, self.concepts = rng.normal(size=(2, 6, WIDTH)), rng.normal(size=(2, WIDTH))
         self.outputs = rng.normal(size=(2, OUT)).astype(np.float32)
         self.linear = nnx.Linear(WIDTH, OUT, use_bias=False, rngs=nnx.Rngs(0))
@@ -34,14 +35,14 @@ class Problem:
         i = self.concepts[concept]
         return states - (self.dot(states, i) / self.dot(i, i))[..., None] * i
 
-    def layer(self, states, count: int = 2, *, concepts=None, outputs=None, inverse=None, beta=BETA, **options):
+    def layer(self, states, count: int = 2, *, concepts=None, outputs=None, factor=None, beta=BETA, **options):
         """h(e) of the product's own layer."""
         concepts = self.concepts[:count] if concepts is None else concepts
-        outputs, inverse = (self.outputs[:count] if outputs is None else outputs), f32(self.inverse, inverse)
+        outputs, factor = (self.outputs[:count] if outputs is None else outputs), f32(self.factor, factor)
         betas = (beta,) * len(concepts) if isinstance(beta, float) else beta
         present = options.pop("present", jnp.ones((len(states), len(concepts)), bool))
         split = split_states(
-            jnp.asarray(states, jnp.float32), jnp.asarray(concepts, jnp.float32), inverse, present,
+            jnp.asarray(states, jnp.float32), jnp.asarray(concepts, jnp.float32), factor, present,
             beta=betas, tau=(TAU,) * len(concepts), **options,
         )  # fmt: skip
         layer = KeyLockedLinear(self.linear, "values", jnp.asarray(outputs, jnp.float32))

@@ -61,5 +61,5 @@ def small_sd(method: Method | None = None) -> StableDiffusion:
     sd = nnx.merge(graphdef, jax.tree.map(jnp.array, state))
     if method is not None and method.type == "perfusion":
         factor = np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32) / 8
-        sd.concepts = nnx.data(TextMetric(jnp.linalg.inv(factor.T @ factor)))
+        sd.concepts = nnx.data(TextMetric(jnp.linalg.cholesky(jnp.linalg.inv(factor.T @ factor))))
     return sd

@@ -29,11 +29,11 @@ def problem() -> Problem:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_2_5_1_with_the_base_s_own_outputs_and_a_linear_gate_the_layer_is_the_base(problem, count):
-    states, concepts, inverse = f32(problem.states), f32(problem.concepts[:count]), f32(problem.inverse)
-    along = coefficients(states, concepts, inverse, jnp.ones((2, count), bool))
+    states, concepts, factor = f32(problem.states), f32(problem.concepts[:count]), f32(problem.factor)
+    along = coefficients(states, concepts, factor, jnp.ones((2, count), bool))
     linear_gate = Gated(states - along @ concepts, along)
     if count == 1:
-        np.testing.assert_allclose(along, similarities(states, concepts, inverse), atol=1e-5)
+        np.testing.assert_allclose(along, similarities(states, concepts, factor), atol=1e-5)
     layer = KeyLockedLinear(problem.linear, "values", outputs_of(problem.linear, concepts))
     np.testing.assert_allclose(
         layer(PromptStates(linear_gate, linear_gate)), problem.states @ problem.weight, atol=1e-5
@@ -95,7 +95,7 @@ def test_2_5_6_the_order_of_concepts_does_not_matter_and_each_has_its_own_gate(p
 
 
 def test_2_5_7_the_scale_of_the_covariance_does_not_matter(problem):
-    one, other = problem.layer(problem.states), problem.layer(problem.states, inverse=problem.inverse / 10)
+    one, other = problem.layer(problem.states), problem.layer(problem.states, factor=problem.factor / 10**0.5)
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * np.abs(one).max())
 
 
@@ -120,10 +120,10 @@ def test_a_row_is_edited_for_the_concepts_alone_that_it_names(problem):
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_plain_weight_answers_as_the_layer_would_with_a_linear_gate(problem, count):
     concepts, outputs = f32(problem.concepts[:count]), f32(problem.outputs[:count])
-    inverse, states = f32(problem.inverse), f32(problem.states)
-    along = coefficients(states, concepts, inverse, jnp.ones((2, count), bool))
+    factor, states = f32(problem.factor), f32(problem.states)
+    along = coefficients(states, concepts, factor, jnp.ones((2, count), bool))
     wanted = (problem.states - along @ concepts) @ problem.weight + along @ outputs
-    plain = rank_one(problem.linear.kernel[...], concepts, outputs, inverse)
+    plain = rank_one(problem.linear.kernel[...], concepts, outputs, factor)
     np.testing.assert_allclose(states @ plain, wanted, atol=1e-5)
     np.testing.assert_allclose(concepts @ plain, outputs, atol=1e-5)
     if count == 1:  # W + (o* - W i*) (C^-1 i*)^T / E
@@ -141,7 +141,7 @@ def test_in_bfloat16_unedited_rows_are_the_base_to_the_bit(problem):
     linear = nnx.Linear(WIDTH, OUT, use_bias=False, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     states = jnp.asarray(problem.states, jnp.bfloat16)
     present = jnp.asarray([[True], [False]])
-    split = split_states(states, f32(problem.concepts[:1]), f32(problem.inverse), present, beta=(BETA,), tau=(TAU,))
+    split = split_states(states, f32(problem.concepts[:1]), f32(problem.factor), present, beta=(BETA,), tau=(TAU,))
     layer = KeyLockedLinear(linear, "keys", jnp.asarray(problem.outputs[:1]))
     answer = layer(PromptStates(split, split))
     assert answer.dtype == jnp.bfloat16

@@ -137,7 +137,7 @@ def test_2_5_5_keys_are_locked_to_the_class_noun_and_values_start_from_it():
         assert type(layer.outputs) is (Statistic if path.endswith("to_k") else AdapterParam)
         assert method.is_trainable((), layer.outputs) == path.endswith("to_v")
         states = jnp.broadcast_to(sd.concepts.directions[...], (1, 1, 32))
-        split = split_states(states, sd.concepts.directions[...], sd.concepts.metric.inverse[...],
+        split = split_states(states, sd.concepts.directions[...], sd.concepts.metric.factor[...],
                              jnp.ones((1, 1), bool), beta=(BETA,), tau=(TAU,))  # fmt: skip
         wanted = sigmoid((1 - BETA) / TAU) * (e_class @ kernel)
         np.testing.assert_allclose(layer(PromptStates(split, split))[0, 0], wanted, atol=1e-4)
@@ -162,7 +162,7 @@ def test_the_word_starts_at_the_class_noun_and_the_rest_of_the_prompt_sees_it():
 def concepts_of(straight_through: bool = True, decay: float = 0.9, **options) -> Concepts:
     """Two concepts with the words 100 and 101, over states of width 12; no text encoder is needed."""
     return Concepts(
-        f32(PROBLEM.concepts), jnp.asarray([[[7, -1]], [[8, 9]]]), TextMetric(f32(PROBLEM.inverse)), 100,
+        f32(PROBLEM.concepts), jnp.asarray([[[7, -1]], [[8, 9]]]), TextMetric(f32(PROBLEM.factor)), 100,
         beta=(0.75, 0.75), tau=(0.1, 0.1), ema_decay=decay, straight_through=straight_through, **options,
     )  # fmt: skip
 

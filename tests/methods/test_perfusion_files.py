@@ -44,7 +44,7 @@ BASE, METRIC = "0123456789abcdef", "fedcba-100000-tokens"
 
 def metric() -> TextMetric:
     factor = np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32) / 8
-    return TextMetric(jnp.asarray(np.linalg.inv(factor.T @ factor)), METRIC)
+    return TextMetric(jnp.asarray(np.linalg.cholesky(np.linalg.inv(factor.T @ factor))), METRIC)
 
 
 def trained(*subjects, seed: int = 0) -> Trained:
@@ -195,9 +195,9 @@ def test_a_prompt_of_both_concepts_is_edited_for_both_in_the_gram_form(dog, cat)
     sd = built(replace(dog, beta=0.6), cat)
     ids = jnp.asarray(sd.tokenize(["a <my-dog> and a <my-cat>"]))
     split, states = sd.encode_ids(ids)[0].values, np.asarray(sd.encode_plain(ids)[0], np.float64)
-    inverse = np.asarray(sd.concepts.metric.inverse[...], np.float64)
+    factor = np.asarray(sd.concepts.metric.factor[...], np.float64)
     directions = np.stack([cat.direction, dog.direction]).astype(np.float64)  # in the words' order
-    dual = directions @ inverse
+    dual = directions @ factor @ factor.T
     along = states @ np.linalg.solve(dual @ directions.T, dual).T
     np.testing.assert_allclose(split.remainder, states - along @ directions, atol=1e-3)
     gates = 1 / (1 + np.exp(-(states @ dual.T / np.sum(dual * directions, axis=1) - [0.7, 0.6]) / 0.15))
