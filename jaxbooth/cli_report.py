@@ -50,6 +50,7 @@ def make(
     questions: Annotated[int | None, typer.Option(min=1, help="Most questions for one person; default: all.")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="subject or prompt; default: both.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the lots that are drawn; default: a fresh one.")] = None,
+    max_mb: Annotated[float, typer.Option(min=0.2, help="Megabytes that the page may have.")] = 50.0,
 ) -> None:
     """Write a blind side-by-side page, OUT/index.html, and its key, OUT/key.json (the word `make` may be left out)."""
     from jaxbooth.errors import ConfigError
@@ -59,7 +60,7 @@ def make(
         raise ConfigError(f"--kind {', '.join(unknown)} is not known: {' or '.join(KINDS)}")
     if len(paths) < 3:
         raise ConfigError(f"study takes two runs or more, then a new folder: {STUDY_FORM}")
-    key = make_study(paths[:-1], paths[-1], questions, tuple(dict.fromkeys(kind or KINDS)), seed)
+    key = make_study(paths[:-1], paths[-1], questions, tuple(dict.fromkeys(kind or KINDS)), seed, max_mb)
     said = f"{len(key['questions'])} questions, {' against '.join(key['methods'])}"
     print(said + (f", dealt out to {key['parts']} people or more" if key["parts"] > 1 else ""))
     print(f"page to hand out: {paths[-1] / PAGE}\nkey to keep: {paths[-1] / KEY}")

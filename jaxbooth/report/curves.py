@@ -8,7 +8,8 @@ from jaxbooth.report.pictures import thinned
 from jaxbooth.report.run_files import RunFiles
 from jaxbooth.report.sources import Source
 
-POINTS = 600  # of one line; more cannot be told apart on a screen
+MOST_POINTS, FEWEST_POINTS = 600, 60  # of one line; more cannot be told apart on a screen
+POINT_BYTES = 15  # of a step and its value in JSON
 MOST_CHARTS = 24
 DIGITS = 5  # significant
 FIXED_LOSS = "loss of fixed rows"
@@ -18,12 +19,18 @@ _WANTED = ("loss/total", "loss/instance", "loss/prior", r"probe/.*", r"loss/.*",
            r"subject/.*/loss")  # fmt: skip
 
 
-def make_charts(sources: list[Source]) -> list[dict[str, Any]]:
-    """`[{"name", "lines": [{"source", "steps": [n], "values": [n or null]}]}]`; null where a number was not finite."""
+def make_charts(sources: list[Source], max_bytes: float) -> list[dict[str, Any]]:
+    """`[{"name", "lines": [{"source", "steps": [n], "values": [n or null]}]}]`; null where a number was not finite.
+
+    Lines are thinned out so that all of them take about `max_bytes` of the page.
+    """
     lines: dict[str, list[dict[str, Any]]] = {}
-    for number, source in enumerate(sources):
-        for name, points in _series(source.run).items() if source.run is not None else ():
-            few = thinned(points, POINTS)
+    series = [_series(source.run) if source.run is not None else {} for source in sources]
+    count = sum(map(len, series)) or 1
+    most = int(min(MOST_POINTS, max(FEWEST_POINTS, max_bytes / POINT_BYTES / count)))
+    for number, of_source in enumerate(series):
+        for name, points in of_source.items():
+            few = thinned(points, most)
             steps, values = [step for step, _ in few], [_short(value) for _, value in few]
             lines.setdefault(name, []).append({"source": number, "steps": steps, "values": values})
     ordered = sorted(lines, key=lambda name: (_rank(name), name))

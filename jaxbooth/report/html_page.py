@@ -72,8 +72,18 @@ def digest(source: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
 
 
+def check_place(path: Path) -> None:
+    """Raises ConfigError unless a file or folder of this name can be made."""
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise ConfigError(f"{path}: {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path}: {parent} cannot be written")
+
+
 def check_page_file(file: Path) -> None:
     """Raises ConfigError unless a page can be written there: a new file, or an earlier page of ours."""
+    check_place(file)
     if file.is_dir():
         raise ConfigError(f"{file} is a folder: name the page itself, e.g. {file / 'report.html'}")
     if file.suffix.lower() not in (".html", ".htm"):

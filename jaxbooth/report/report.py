@@ -6,7 +6,7 @@ import jaxbooth
 from jaxbooth.errors import ConfigError
 from jaxbooth.report.curves import make_charts
 from jaxbooth.report.failures import Failure
-from jaxbooth.report.html_page import build_page, check_page_file, replace_file, text
+from jaxbooth.report.html_page import build_page, check_page_file, json_block, replace_file, text
 from jaxbooth.report.pictures import Album
 from jaxbooth.report.run_tables import config_section, facts_section, failures_section
 from jaxbooth.report.scores_table import scores_section
@@ -14,7 +14,8 @@ from jaxbooth.report.sheets import Sheets, make_sheets
 from jaxbooth.report.sources import read_sources
 
 ASSETS = ("base.css", "report.css", "dom.js", "curves.js", "sheets.js", "compare.js")
-OVERHEAD = 150_000  # bytes of a page that are no pictures: curves, tables, style and script
+CURVES_SHARE = 0.2  # of a page
+OVERHEAD = 100_000  # bytes of a page that are neither pictures nor curves: tables, style and script
 
 
 def write_report(paths: list[Path], out: Path, max_megabytes: float = 2.0, with_photos: bool = True) -> list[str]:
@@ -44,7 +45,8 @@ def write_report(paths: list[Path], out: Path, max_megabytes: float = 2.0, with_
         problems.append(str(error))
     if problems:
         raise ConfigError("no report was written.\n" + "\n".join(problems))
-    album, budget = Album(), max(0.0, max_megabytes * 1e6 - OVERHEAD)
+    charts = make_charts(sources, CURVES_SHARE * max_megabytes * 1e6)
+    album, budget = Album(), max(0.0, max_megabytes * 1e6 - len(json_block(charts)) - OVERHEAD)
     sheets = make_sheets(sources, album, budget, with_photos)
     failures = [failure for source in sources for failure in source.failures()]
     failures += [Failure("pictures", problem) for problem in album.problems]
@@ -55,7 +57,7 @@ def write_report(paths: list[Path], out: Path, max_megabytes: float = 2.0, with_
         "photos": sheets.photos,
         "shown": sheets.shown,
         "sheets": {"subject": sheets.subject, "prior": sheets.prior, "evaluated": sheets.evaluated},
-        "charts": make_charts(sources),
+        "charts": charts,
     }
     body = _body(title, [
         failures_section(failures, sources), facts_section(sources), _curves(data), _pictures(sheets), _prior(sheets),

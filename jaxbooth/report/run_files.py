@@ -93,6 +93,12 @@ class RunFiles:
         """The last step of which there is a line; 0 before the first."""
         return max((line["step"] for line in self.metrics), default=0)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is what comes after the last step: pictures, or an export."""
+        made = any((self.path / name).is_dir() for name in ("adapter", "pipeline"))
+        return made or any(stage.name == AFTER for stage in self.stages)
+
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run's."""

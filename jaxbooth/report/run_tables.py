@@ -72,7 +72,7 @@ def _costs(runs: tuple[RunFiles, ...]) -> dict[str, str]:
         share = "" if first.training_share is None else f", {first.training_share:.0%} of it training"
         found["Wall time"] = say_seconds(sum(seconds)) + share
     peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
-    found["Peak memory"] = f"{say_bytes(max(peaks))} a device" if peaks else "not told by this kind of device"
+    found["Peak memory"] = f"{say_bytes(max(peaks))} a device" if peaks else "not recorded"
     sizes = ", ".join(f"{name} {say_bytes(size)}" for name, size in first.sizes.items())
     return found | ({"Files": sizes} if sizes else {})
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from jaxbooth.errors import ConfigError, list_problems
-from jaxbooth.report.html_page import build_page, replace_file
+from jaxbooth.report.html_page import build_page, check_place, replace_file
 from jaxbooth.report.pictures import LARGEST_SIDE, Album
 from jaxbooth.report.sources import Source, read_sources
 from jaxbooth.report.study_pairs import Pair, find_pairs
@@ -31,7 +31,7 @@ def make_study(
     questions: int | None = None,
     kinds: Sequence[str] = KINDS,
     seed: int | None = None,
-    side: int = LARGEST_SIDE,
+    max_megabytes: float = 50.0,
 ) -> dict:
     """Writes OUT/index.html and OUT/key.json.
 
@@ -41,7 +41,7 @@ def make_study(
         questions: Most questions for one person; all of them are dealt out over as many people as it takes.
         kinds: "subject" (which is more like the photos?), "prompt" (which fits the text better?).
         seed: Of every lot that is drawn here; default: a fresh one, kept in the key.
-        side: Longest side of the pictures in pixels.
+        max_megabytes: Pictures are made as small as it takes for the page to stay below.
 
     Returns:
         What key.json holds.
@@ -60,7 +60,7 @@ def make_study(
         raise ConfigError("\n".join(problems))
     seed = secrets.randbits(64) if seed is None else seed
     lot = random.Random(seed)
-    album = Album(min(side, _smallest_side(pairs)))
+    album = Album(min(LARGEST_SIDE, _smallest_side(pairs)))
     numbers = _numbered(pairs, album, lot)
     if album.problems:
         raise ConfigError(list_problems("no study was made:", album.problems))
@@ -79,7 +79,7 @@ def make_study(
     study = f"{lot.getrandbits(64):016x}"
     parts = 1 if questions is None else -(-len(asked) // questions)
     data = {"study": study, "parts": parts, "questions": asked,
-            "pictures": [picture.as_json() for picture in album.embed()]}  # fmt: skip
+            "pictures": [picture.as_json() for picture in album.embed(max_megabytes * 1e6)]}  # fmt: skip
     contents = {
         "format": KEY_FORMAT, "study": study, "made": datetime.now(UTC).isoformat(timespec="seconds"), "seed": seed,
         "methods": methods, "sources": [_source(source) for source in sources],
@@ -97,6 +97,10 @@ def _place_problems(out: Path) -> list[str]:
         return [f"{out} is a file: give a new folder, after the runs"]
     if out.is_dir() and any(out.iterdir()):
         return [f"{out} is not empty: give a new folder, after the runs; votes of an earlier study need its key"]
+    try:
+        check_place(out)
+    except ConfigError as error:
+        return [str(error)]
     return []
 
 
@@ -133,7 +137,7 @@ _BODY = """<main>
 <li><b>Cannot tell</b>: press the down arrow. Guess only if you lean to one side.</li>
 <li><b>Undo</b>: press Backspace or U.</li></ul>
 <p>Answers stay in this browser until you save them to a file at the end and send that file back.</p>
-<p><label for="rater">Your name or number</label><br><input id="rater" maxlength="60" autocomplete="off"
+<p><label for="rater">Your name or number</label></p><p class="row"><input id="rater" maxlength="60" autocomplete="off"
 spellcheck="false"> <button id="begin" class="main">Start</button></p><p id="known" class="soft"></p></section>
 <section id="ask" hidden><p class="top"><span id="progress"></span><button id="save-now">Save so far</button></p>
 <div id="bar"><div></div></div>
@@ -143,7 +147,8 @@ aria-keyshortcuts="ArrowRight"></button></div>
 <p class="answers"><button id="undo">↶ Undo</button><button id="undecided"
 aria-keyshortcuts="ArrowDown">↓ Cannot tell</button></p></section>
 <section id="end" hidden><h1 tabindex="-1" id="thanks">Thank you</h1><p id="counted"></p>
-<p><button id="save" class="main">Save votes to a file</button> <button id="undo-last">↶ Undo the last</button>
+<p class="row"><button id="save" class="main">Save votes to a file</button>
+<button id="undo-last">↶ Undo the last</button>
 <button id="again">Another person</button></p>
 <details><summary>If saving does not work here: copy this text</summary><textarea id="copy" readonly rows="8"
 aria-label="Votes as text"></textarea></details></section>

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -170,10 +171,13 @@ def test_failures_are_told_first(tmp_path):
         file.write(json.dumps({"step": 31, "loss/total": math.nan, "subject/rex/broke_down_at": 31}) + "\n{\n")
     (run / "samples" / "after" / "01.png").write_bytes(b"no picture")
     (run / "run.json").write_text("[")
-    page = page_of(tmp_path, run)
-    for words in ["step 31: not finite: loss/total", "rex: not finite at step 31", "31 of 40 steps",
+    stopped = make_run(tmp_path / "stopped", images, logged=30)
+    shutil.rmtree(stopped / "samples" / "after")
+    page = page_of(tmp_path, run, stopped)
+    for words in ["step 31: not finite: loss/total", "rex: not finite at step 31", "30 of 40 steps are logged",
                   "1 lines cannot be read", "01.png", "run.json cannot be read"]:  # fmt: skip
         assert words in page.text()
+    assert "31 of 40 steps are logged" not in page.text()  # it has pictures of the end: it stopped because it was asked
     assert page.data["charts"][0]["lines"][0]["values"][-1] is None
     ids = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
     assert ids[0] == "failures"

@@ -16,6 +16,7 @@ function short(value) {
   if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace("e+", "e");
   return String(Number(value.toPrecision(4)));
 }
+const said = value => value === null ? "not finite" : short(value);
 // An exponential mean without the pull of its start (Kingma and Ba 2015, section 3).
 function smoothed(values, weight) {
   let mean = 0, total = 0;
@@ -104,25 +105,25 @@ class Chart {
     this.read.replaceChildren();
     if (this.cross) this.cross.replaceChildren();
     if (step === null || !this.cross) { this.read.append(this.latest()); return; }
-    this.read.append(make("span", {}, "step " + step));
+    this.read.append(make("span", {}, `step ${step} `));
     this.cross.append(draw("line", {class: "cross", x1: this.x(step), x2: this.x(step), y1: TOP, y2: HEIGHT - BOTTOM}));
     for (const line of this.lines()) {
       const index = line.steps.indexOf(step);
       if (index < 0) continue;
       const value = line.values[index];
-      this.read.append(this.value(line, value === null ? "not finite" : short(value)));
+      this.read.append(this.value(line, said(value)));
       if (value !== null) {
         this.cross.append(draw("circle", {class: "c" + line.source % 8, fill: "currentColor", cx: this.x(step), cy: this.y(value), r: 4}));
       }
     }
   }
   latest() {
-    const parts = this.lines().map(line => this.value(line, short(line.values[line.values.length - 1] ?? NaN)));
+    const parts = this.lines().map(line => this.value(line, said(line.values[line.values.length - 1])));
     return make("span", {}, "last ", ...parts);
   }
-  value(line, said) {
+  value(line, words) {
     const name = data.sources.length > 1 ? data.sources[line.source].name + " " : "";
-    return make("span", {}, make("i", {class: "dot c" + line.source % 8}), name + said + " ");
+    return make("span", {}, make("i", {class: "dot c" + line.source % 8}), name + words + " ");
   }
 }
 
