@@ -49,9 +49,10 @@ def _series(run: RunFiles) -> dict[str, list[tuple[int, float]]]:
 
 
 def _worth_drawing(name: str, lines: list[dict[str, Any]]) -> bool:
-    """Whether some line has two points, and a learning rate is not the same all the time."""
-    different = name != "lr" or len({value for line in lines for value in line["values"]}) > 1
-    return different and any(len(line["steps"]) > 1 for line in lines)
+    """Whether some line has two points; of a learning rate, two that differ: a constant one stands in the table."""
+    if name == "lr":
+        return any(len(set(line["values"])) > 1 for line in lines)
+    return any(len(line["steps"]) > 1 for line in lines)
 
 
 def _rank(name: str) -> int:

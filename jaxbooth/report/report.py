@@ -111,8 +111,8 @@ def _prior(sheets: Sheets) -> str:
         return ""
     return (
         '<section id="prior"><h2>Did the class stay as it was?</h2><p>Prompts without the identifier, from the same '
-        "noise. Left before training, right after it: if the right side turns into your subject, or all alike, the "
-        'class was forgotten.</p><div id="prior-sheet" class="sheet"></div></section>'
+        "noise, before and after training: where the later ones turn into your subject, or look all alike, the class "
+        'was forgotten.</p><div id="prior-sheet" class="sheet"></div></section>'
     )
 
 

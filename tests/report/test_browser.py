@@ -90,7 +90,9 @@ def test_the_slider_shows_each_step(report, visit):
     page.check("#all-steps")
     assert loaded(page, "#subject-sheet img") == 18
     assert page.locator("#subject-sheet .shot span").first.text_content() == "first, before"
-    assert loaded(page, "#prior-sheet img") == 8 and loaded(page, "#evaluated-sheet img") == 4
+    # Two prompts: the base's picture once, and each run's after training.
+    assert loaded(page, "#prior-sheet img") == 6 and loaded(page, "#evaluated-sheet img") == 4
+    assert page.locator("#prior-sheet .shot span").all_text_contents()[:2] == ["before", "first, step 20"]
 
 
 def test_curves_are_drawn_and_read_off_by_mouse_and_keyboard(report, visit):

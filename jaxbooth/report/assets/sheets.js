@@ -7,35 +7,44 @@ const allSteps = [...new Set(allShots.map(shot => shot[0]))].sort((a, b) => a - 
 function shotAt(cell, step) {
   return cell.shots.filter(shot => shot[0] <= step).pop() || cell.shots[0];
 }
-function sourceTag(source, shot, named) {
-  const name = data.sources.length > 1 ? data.sources[source].name + (named ? ", " : "") : "";
-  return make("span", {}, ...(name ? [make("i", {class: "dot c" + source % 8})] : []), name + (named ? shot[1] : ""));
+// What stands under a picture: whose it is where there are several, and which step where that is not the slider's.
+function sourceTag(source, words) {
+  if (data.sources.length < 2 || source === null) return make("span", {}, words);
+  return make("span", {}, make("i", {class: "dot c" + source % 8}), data.sources[source].name + (words && ", " + words));
 }
-function shotButton(row, cell, shot, named) {
-  const what = `${row.label}, ${data.sources[cell.source].name}, ${shot[1]}`;
+function shotButton(row, cell, shot, words, shared) {
+  const what = `${row.label}, ${shared ? "" : data.sources[cell.source].name + ", "}${shot[1]}`;
   const button = make("button", {class: "shot", title: what}, picture(shot[2], what));
-  if (data.sources.length > 1 || named) button.append(sourceTag(cell.source, shot, named));
+  if (data.sources.length > 1 || words) button.append(sourceTag(shared ? null : cell.source, words));
   button.addEventListener("click", () => openCompare({row: row, cell: cell, step: shot[0]}));
   return button;
 }
-function laySheet(host, rows, step, shotsOf) {
+// `shotsOf` gives the shots of a cell with their words, and whether it stands for all runs of the row.
+function laySheet(host, rows, shotsOf) {
   if (!host) return;
+  let most = 1;
   host.replaceChildren(...rows.map(row => {
-    const shots = row.cells.flatMap(cell => shotsOf(cell, step).map(([shot, named]) => shotButton(row, cell, shot, named)));
+    const shots = row.cells.flatMap(cell => shotsOf(cell, row).map(([shot, words, shared]) => shotButton(row, cell, shot, words, shared)));
+    most = Math.max(most, shots.length);
     return make("div", {class: "cell"}, make("div", {class: "shots"}, ...shots), make("p", {}, row.label));
   }));
-  const most = Math.max(1, ...rows.map(row => row.cells.reduce((sum, cell) => sum + shotsOf(cell, step).length, 0)));
   host.style.setProperty("--cell", `${Math.min(most, 6) * 110 + 40}px`);
 }
 function showStep() {
   const slider = byId("step"), all = byId("all-steps");
   const step = slider ? allSteps[Number(slider.value)] : Infinity;
   if (slider) byId("step-name").textContent = step === allSteps[0] ? "before" : "step " + step;
-  laySheet(byId("subject-sheet"), subjectRows, step, (cell, at) =>
-    all && all.checked ? cell.shots.map(shot => [shot, true]) : [[shotAt(cell, at), shotAt(cell, at)[0] !== at]]);
-  laySheet(byId("prior-sheet"), priorRows, step, (cell, at) => {
-    const first = cell.shots[0], then = shotAt(cell, Math.max(at, allSteps[1] ?? 0));
-    return first === then ? [[first, true]] : [[first, true], [then, true]];
+  laySheet(byId("subject-sheet"), subjectRows, cell => {
+    if (all && all.checked) return cell.shots.map(shot => [shot, shot[1]]);
+    const shot = shotAt(cell, step);
+    return [[shot, shot[0] === step ? "" : "step " + shot[0]]];
+  });
+  laySheet(byId("prior-sheet"), priorRows, (cell, row) => {
+    const first = cell.shots[0], then = shotAt(cell, Math.max(step, allSteps[1] ?? 0));
+    // Runs of one base begin with the same picture: it stands there once.
+    const alike = row.cells.filter(other => other.shots[0][2] === first[2] && other.shots[0][1] === "before");
+    const before = alike.length < 2 ? [[first, first[1]]] : alike[0] === cell ? [[first, "before", true]] : [];
+    return first === then ? before : [...before, [then, then[1]]];
   });
 }
 
@@ -53,7 +62,7 @@ if (byId("photos")) {
     })));
   }
 }
-laySheet(byId("evaluated-sheet"), evaluatedRows, 0, cell => [[cell.shots[0], false]]);
+laySheet(byId("evaluated-sheet"), evaluatedRows, cell => [[cell.shots[0], ""]]);
 if (byId("step")) {
   byId("step").max = String(allSteps.length - 1);
   byId("step").value = String(allSteps.length - 1);
