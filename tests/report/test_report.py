@@ -151,7 +151,7 @@ def test_a_page_stays_below_its_size(tmp_path):
     run = make_run(tmp_path / "run", images, previews=range(2, 40, 2))
     for number, file in enumerate(sorted(run.glob("samples/*/*.png"))):
         noise = np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)
-        Image.fromarray(noise).resize((256, 256), Image.Resampling.BICUBIC).save(file)
+        Image.fromarray(noise).resize((160, 160), Image.Resampling.BICUBIC).save(file)
     notes = write_report([run], tmp_path / "page.html", max_megabytes=0.4)
     assert (tmp_path / "page.html").stat().st_size < 4.2e5
     assert "left out" in notes[0] and notes[0] in Page(tmp_path / "page.html").text()
