@@ -13,14 +13,17 @@ import typer
 from jaxbooth.cli_bench import bench
 from jaxbooth.cli_fleet import fleet_app
 from jaxbooth.cli_plan import plan
+from jaxbooth.cli_report import report, study_app
 
 log = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
 app.add_typer(config_app, name="config")
 app.add_typer(fleet_app, name="fleet")
+app.add_typer(study_app, name="study")
 app.command()(bench)
 app.command()(plan)
+app.command()(report)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/demo.yaml")]
 Overrides = Annotated[

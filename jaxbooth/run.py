@@ -47,7 +47,8 @@ def train_run(prepared: Prepared) -> StableDiffusion:
     """
     config, run, mesh, goodput = prepared.config, prepared.run, prepared.mesh, Goodput()
     digest = base_digest(prepared.base)
-    run.claim(config, {"base": digest, "commit": commit_of(prepared.base), "versions": versions()})
+    devices = {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size}
+    run.claim(config, {"base": digest, "commit": commit_of(prepared.base), "versions": versions(), "devices": devices})
     sd = load_base(config, prepared.base, mesh)
     stream = make_stream(prepared, sd, digest)
     draw_samples(prepared, sd, run.samples / "before")

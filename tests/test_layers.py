@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jaxbooth"
 LAYERS = (
     {"errors", "types"},
-    {"nn", "diffusion", "sharding", "distributed", "pocket"},
+    {"nn", "diffusion", "sharding", "distributed", "pocket", "strict_yaml"},
     {"families"},
     {"pipeline"},
     {"weights"},
@@ -16,7 +16,7 @@ LAYERS = (
     {"data"},
     {"training"},
     {"evaluation", "export", "merging", "fleet", "planning", "report"},
-    {"config", "config_errors", "strict_yaml"},
+    {"config", "config_errors"},
     {
         "bench",
         "run_folder",
@@ -38,7 +38,7 @@ LAYERS = (
         "plan_recipe",
         "plan_text",
     },
-    {"cli", "cli_bench", "cli_fleet", "cli_plan", "__init__"},
+    {"cli", "cli_bench", "cli_fleet", "cli_plan", "cli_report", "__init__"},
     {"__main__"},
 )
 # Rooms of one layer that may know each other.
@@ -47,11 +47,11 @@ NEIGHBOURS = {
     "merging",
     "config",
     "config_errors",
-    "strict_yaml",
     "cli",
     "cli_bench",
     "cli_fleet",
     "cli_plan",
+    "cli_report",
     *LAYERS[10],
 }
 STRANGERS = {"nn", "diffusion", "sharding", "pocket"}

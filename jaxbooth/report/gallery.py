@@ -4,20 +4,17 @@ The page is one file that loads nothing but the previews beside it, and runs not
 and reasons come from outside, so all of them are escaped, and a Content-Security-Policy forbids the rest.
 """
 
-import base64
-import hashlib
 import html
 import json
 import math
-import os
-import uuid
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
+
+from jaxbooth.report.html_page import digest, replace_file
 
 PREVIEWS = {".png", ".jpg", ".jpeg", ".webp"}  # never SVG, which can carry scripts
 GALLERY_FILES = ("index.html", "summary.json")
@@ -73,8 +70,8 @@ def write_gallery(folder: Path, subjects: Sequence[SubjectRecord], title: str) -
         OSError: A file cannot be written; the earlier one is left as it was.
     """
     page, summary = (folder / name for name in GALLERY_FILES)
-    _replace(summary, json.dumps(_summary(subjects, title), indent=1, default=_plain) + "\n")
-    _replace(page, _page(subjects, title))
+    replace_file(summary, json.dumps(_summary(subjects, title), indent=1, default=_plain) + "\n")
+    replace_file(page, _page(subjects, title))
 
 
 def _summary(subjects: Sequence[SubjectRecord], title: str) -> dict[str, Any]:
@@ -110,7 +107,7 @@ def _page(subjects: Sequence[SubjectRecord], title: str) -> str:
         by_state[subject.state].append(subject)
     said = ", ".join(f"{counts[state]:,} {state}" for state in by_state if counts[state]) or "no subjects"
     policy = (
-        f"default-src 'none'; img-src 'self' file:; style-src '{_digest(STYLE)}'; script-src '{_digest(SCRIPT)}'; "
+        f"default-src 'none'; img-src 'self' file:; style-src '{digest(STYLE)}'; script-src '{digest(SCRIPT)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     parts = [
@@ -195,21 +192,3 @@ def _finite(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """A NumPy number as Python's; anything else as its text."""
     return _finite(value.item()) if hasattr(value, "item") and getattr(value, "size", 0) == 1 else str(value)
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _replace(file: Path, text: str) -> None:
-    """Writes a file, for its owner alone, under another name first: a reader meets the old one or the new one."""
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(text.encode("utf-8", "xmlcharrefreplace"))
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(file)
-    finally:
-        with suppress(FileNotFoundError):
-            draft.unlink()

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class MetricsWriter:
         if not self.enabled:
             return
         with self.file.open("a") as handle:
-            handle.write(json.dumps({"step": step, **values}) + "\n")
+            handle.write(json.dumps({"step": step, **values, **peak_memory()}) + "\n")
         if self.board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -48,6 +49,12 @@ class MetricsWriter:
         """Flushes TensorBoard."""
         if self.board is not None:
             self.board.close()
+
+
+def peak_memory() -> dict[str, int]:
+    """The most bytes that one of this process's devices has held so far; nothing where they do not tell (CPU)."""
+    held = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    return {"memory/peak_bytes": max(held)} if any(held) else {}
 
 
 def _step_of(line: str) -> float:
