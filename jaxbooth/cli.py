@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxbooth.cli_bench import bench
+from jaxbooth.cli_evaluate import evaluate
 from jaxbooth.cli_fleet import fleet_app
 from jaxbooth.cli_plan import plan
 
@@ -20,6 +21,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
 app.add_typer(config_app, name="config")
 app.add_typer(fleet_app, name="fleet")
 app.command()(bench)
+app.command()(evaluate)
 app.command()(plan)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/demo.yaml")]

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jaxbooth"
 LAYERS = (
     {"errors", "types"},
-    {"nn", "diffusion", "sharding", "distributed", "pocket"},
+    {"nn", "diffusion", "sharding", "distributed", "pocket", "strict_yaml"},
     {"families"},
     {"pipeline"},
     {"weights"},
@@ -16,7 +16,7 @@ LAYERS = (
     {"data"},
     {"training"},
     {"evaluation", "export", "merging", "fleet", "planning", "report"},
-    {"config", "config_errors", "strict_yaml"},
+    {"config", "config_errors"},
     {
         "bench",
         "run_folder",
@@ -37,8 +37,14 @@ LAYERS = (
         "plan",
         "plan_recipe",
         "plan_text",
+        "evaluate",
+        "evaluate_pictures",
+        "evaluate_plan",
+        "evaluate_sources",
+        "evaluate_text",
+        "fleet_result",
     },
-    {"cli", "cli_bench", "cli_fleet", "cli_plan", "__init__"},
+    {"cli", "cli_bench", "cli_evaluate", "cli_fleet", "cli_plan", "__init__"},
     {"__main__"},
 )
 # Rooms of one layer that may know each other.
@@ -47,9 +53,9 @@ NEIGHBOURS = {
     "merging",
     "config",
     "config_errors",
-    "strict_yaml",
     "cli",
     "cli_bench",
+    "cli_evaluate",
     "cli_fleet",
     "cli_plan",
     *LAYERS[10],
