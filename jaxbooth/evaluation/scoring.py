@@ -81,7 +81,7 @@ def load_encoders(kind: str, clip: str, dino: str, lpips_source: str, side: int 
         kind: `PAPER` or `EFFICIENTNET`.
         clip, dino: Folder or hub id of the paper's encoders.
         lpips_source: As `lpips.load_weights` has it.
-        side: Of the drawn pictures in px, to which EfficientNet sees photos cut; None: as they are.
+        side: Of the drawn pictures in px, to which EfficientNet sees photos cut; None: there are none.
 
     Raises:
         ConfigError: Something cannot be had.
@@ -90,6 +90,11 @@ def load_encoders(kind: str, clip: str, dino: str, lpips_source: str, side: int 
     weights, notes = lpips.load_weights(lpips_source), []
     if weights is None and lpips_source == "auto":
         notes.append(f"DIV is left out: LPIPS' weights are not installed ({lpips.INSTALL})")
+    if weights is not None and side is not None and side < lpips.SMALLEST_SIDE:
+        weights = None
+        notes.append(
+            f"DIV is left out: pictures of {side} px are too small for LPIPS ({lpips.SMALLEST_SIDE} px or more)"
+        )
     if kind == EFFICIENTNET:
         notes.append(
             "measured with EfficientNet-Lite0: these are not DINO, CLIP-I or PRES, and compare with themselves"
@@ -137,7 +142,7 @@ def measure(files: Files, photos: Rows, encoders: Encoders) -> dict[str, Measure
             found["pres"] = image_similarity(of_class["dino"], photos["dino"])
     else:
         found = _own_measures(files, drawn[EFFICIENTNET], photos[EFFICIENTNET], encoders, of_class, count)
-    if encoders.lpips is not None and count[1] > 1 and files.side >= lpips.SMALLEST_SIDE:
+    if encoders.lpips is not None and count[1] > 1:
         distances = [lpips.pairwise_lpips(encoders.lpips, _arrays(of_prompt)) for of_prompt in files.pictures]
         found["div"] = mean_distance(np.stack(distances))
     return found
