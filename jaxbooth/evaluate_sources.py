@@ -1,5 +1,6 @@
 """What can be evaluated: a run, a fleet's folder, or a folder of runs (one method on several subjects)."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -99,9 +100,20 @@ def _of_run(run: Path, config: Config) -> list[Evaluated]:
     if not saved and not (folder.pipeline / "model_index.json").is_file():
         raise ConfigError(f"{run} has nothing trained yet: run `jaxbooth train` to its end")
     revision = config.base.revision or folder.recorded_commit()
-    mark = f"step {max(saved, default=config.train.steps)} of {config.method.type}"
+    step = f"step {max(saved, default=config.train.steps)} of {config.method.type}"
     loaded = [_loaded(config, subject) for subject in config.subjects]
-    return [_evaluated(config, revision, subject, partial(load_any, str(run)), mark) for subject in loaded]
+    return [
+        _evaluated(config, revision, subject, partial(load_any, str(run)), f"{step}, {_recipe(config, subject)}")
+        for subject in loaded
+    ]
+
+
+def _recipe(config: Config, subject: Subject) -> str:
+    """Tells a run from another one that took its place: a digest of what its training depended on."""
+    learned_by = {"method": True, "optimizer": True, "data": True, "prior": True, "train": True}
+    free = {"prior": {"batch_size"}, "train": {"log_every_steps", "steps"}}
+    values = config.model_dump_json(include=learned_by, exclude=free)
+    return hashlib.sha256(f"{values} {subject.digest}".encode()).hexdigest()[:12]
 
 
 def _fleet(path: Path) -> SourceToEvaluate:
