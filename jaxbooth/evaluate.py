@@ -110,7 +110,7 @@ def evaluate(evaluation: Evaluation, encoders: Encoders, say: Callable[[str], No
     """
     record, (settings, out) = evaluation.check(), (evaluation.settings, evaluation.out)
     subjects = evaluation.source.subjects
-    photos = {one.name: embed(encoders.images, [photo.load() for photo in one.photos]) for one in subjects}
+    photos = {one.name: embed(encoders.images, [photo.source for photo in one.photos]) for one in subjects}
     real, self_pairs = ({name: real_measures(rows, twice) for name, rows in photos.items()} for twice in (False, True))
     calibrated = calibrate(real, self_pairs, {one.name: len(one.photos) for one in subjects}, say)
     out.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,6 @@ def _files(subject: Evaluated, settings: Settings, out: Path) -> Files:
     flat, per_prompt = subject_drawings(subject, settings, out), settings.images_per_prompt
     base = class_drawings(subject, settings, out / "class_base" / subject.name) if settings.draws_base else []
     return Files(
-        photos=[photo.source for photo in subject.photos],
         pictures=[[one.file for one in flat[start : start + per_prompt]] for start in range(0, len(flat), per_prompt)],
         of_class=[one.file for one in class_drawings(subject, settings, out / "class" / subject.name)],
         of_class_base=[one.file for one in base],

@@ -30,7 +30,7 @@ class Painter:
 
     def __init__(self, sd: StableDiffusion, settings: Settings, resolution: int):
         self.settings, self.resolution = settings, resolution
-        devices = jax.local_devices()
+        devices = jax.devices()
         self.mesh = make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
         self.sd = sd if self.mesh is None else _spread(sd, self.mesh)
 

@@ -42,9 +42,9 @@ def plan_lines(evaluations: Sequence[Evaluation], seconds: float) -> list[str]:
             f"{one.source.path}: {len(one.source.subjects)} subjects, {one.pictures:,} pictures, {one.missing:,} of "
             f"them to be drawn, into {one.out}"
         )
-    device, count = jax.local_devices()[0], jax.local_device_count()
-    hours = missing * seconds / 3600
-    lines.append(f"{missing:,} pictures x {seconds:.3g} s = {hours:.2f} hours on {count} x {device.device_kind}")
+    devices, hours = jax.devices(), missing * seconds / 3600
+    kind = f"{len(devices)} x {devices[0].device_kind}"
+    lines.append(f"{missing:,} pictures x {seconds:.3g} s = {hours:.2f} hours on {kind}")
     lines.append("nothing was drawn or written")
     return lines
 

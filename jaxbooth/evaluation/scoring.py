@@ -12,7 +12,7 @@ from PIL import Image
 from jaxbooth.errors import ConfigError
 from jaxbooth.evaluation import lpips, scores
 from jaxbooth.evaluation.fidelity import EfficientNet
-from jaxbooth.evaluation.image_rows import ImageEncoder, Source, embed
+from jaxbooth.evaluation.image_rows import ImageEncoder, embed
 from jaxbooth.evaluation.metrics import (
     Measure,
     image_similarity,
@@ -32,10 +32,9 @@ Rows = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Files:
-    """One subject's pictures.
+    """The pictures that were drawn of one subject.
 
     Attributes:
-        photos: Its own.
         pictures: By prompt, then k.
         of_class: "a {class}" by the trained model; may be none.
         of_class_base: The same by the base; may be none.
@@ -44,7 +43,6 @@ class Files:
         side: Of a drawn picture, in px.
     """
 
-    photos: Sequence[Source]
     pictures: Sequence[Sequence[Path]]
     of_class: Sequence[Path]
     of_class_base: Sequence[Path]

@@ -4,15 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 from small_folders import snapshot, write_photos
 
-from jaxbooth import evaluate_pictures
-from jaxbooth.evaluate_plan import seed_of
+from jaxbooth import evaluate_pictures, load_pipeline
+from jaxbooth.evaluate_plan import Drawing, Settings, seed_of
 from jaxbooth.evaluation import lpips
+from jaxbooth.evaluation.prompt_sets import load_prompt_set
 
 OWN = ["--encoder", "efficientnet-lite0", "--lpips", "off"]
 FAST = ["--steps", 1, "--guidance", 1, "--batch-size", 4, "--images-per-prompt", 2, "--class-images", 3]
@@ -210,3 +212,17 @@ def test_div_is_left_out_where_pictures_are_too_small_for_it(encoder, make_run, 
     assert code == 0, err
     assert "DIV is left out: pictures of 16 px" in " ".join(scores_of(run)["notes"])
     assert "div" not in scores_of(run)["scores"] and "diversity" in scores_of(run)["scores"]
+
+
+def test_pictures_do_not_depend_on_the_number_of_devices(small_base, tmp_path, monkeypatch):
+    settings = Settings(load_prompt_set("pocket"), steps=1, guidance=1.0, batch_size=1)
+    drawings = [Drawing(f"a sks dog {k}", k, tmp_path / "many" / f"{k}.png") for k in range(3)]
+    sd = load_pipeline(small_base)
+    many = evaluate_pictures.Painter(sd, settings, 16)
+    assert many.rows == 8 and many.draw(drawings, 5) == 3 and many.draw(drawings, 5) == 0
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    alone = sd.generate([one.prompt for one in drawings], seed=5, num_steps=1, guidance_scale=1.0, batch_size=1)
+    for one, wanted in zip(drawings, alone, strict=True):
+        found = np.asarray(Image.open(one.file)).astype(int)
+        assert np.abs(found - np.round(wanted * 255)).max() <= 1  # rounding, at most
