@@ -68,12 +68,13 @@ def evaluate(
 
     given = [path for path in sources or ()]
     if calibrate is not None:
-        from jaxbooth.evaluate_text import photo_lines
+        from jaxbooth.evaluate_text import photo_lines, photos_below
         from jaxbooth.evaluation.scoring import load_encoders
 
         if given:
             raise ConfigError("--calibrate measures photos alone: leave the runs out")
-        print("\n".join(photo_lines(calibrate, load_encoders(encoder.value, clip, dino, "off", None))))
+        photos = photos_below(calibrate)
+        print("\n".join(photo_lines(photos, load_encoders(encoder.value, clip, dino, "off", None))))
         return
     if not given:
         raise ConfigError(

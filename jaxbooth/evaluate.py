@@ -170,7 +170,7 @@ def _scores(
             "interval: 95 %, bootstrap over subjects",
             "self_pairs": "excluded: no photo is compared with itself",
             "identifier_in_text": "dropped for clip_t, kept for clip_t_with_identifier",
-            "lpips": "AlexNet, v0.1" if encoders.lpips is not None else None,
+            "lpips": "AlexNet, v0.1" if encoders.lpips_weights is not None else None,
         },
         "encoders": dict(encoders.names),
         "notes": [*evaluation.source.notes, *encoders.notes],

@@ -83,11 +83,11 @@ def _cell(summary: Mapping[str, Any] | None) -> str:
     return f"{summary['macro']:.3f}" + (f" ({interval[0]:.3f} - {interval[1]:.3f})" if interval else "")
 
 
-def photo_lines(folder: Path, encoders: Encoders) -> list[str]:
-    """What the encoders make of a folder of subjects' photos, e.g. DreamBooth's, without any generator.
+def photos_below(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Photos by subject, from a folder with one folder for each.
 
     Raises:
-        DataError: There are no photos.
+        DataError: There are none.
     """
     if not folder.is_dir():
         raise DataError(f"--calibrate {missing_folder(folder)}")
@@ -95,6 +95,11 @@ def photo_lines(folder: Path, encoders: Encoders) -> list[str]:
     photos = {name: files for name, files in photos.items() if files}
     if not photos:
         raise DataError(f"--calibrate {folder}: a folder with a folder of photos for each subject is needed")
+    return photos
+
+
+def photo_lines(photos: Mapping[str, Sequence[Path]], encoders: Encoders) -> list[str]:
+    """What the encoders make of subjects' photos, e.g. DreamBooth's, without any generator."""
     files = [file for of_subject in photos.values() for file in of_subject]
     embed(encoders.images, files[:BATCH_SIZE])  # compiles
     began = time.perf_counter()
@@ -106,7 +111,7 @@ def photo_lines(folder: Path, encoders: Encoders) -> list[str]:
         by_subject[name] = {encoder: part[start:stop] for encoder, part in rows.items()}
         start = stop
     class_of = {name: subject.class_noun for name, subject in paper_subjects().items()}
-    lines = [f"{folder}: {len(photos)} subjects, {len(files)} photos, {rate:.0f} photos a second"]
+    lines = [f"{len(photos)} subjects, {len(files)} photos, {rate:.0f} photos a second"]
     for encoder in encoders.images:
         found = similarity({name: part[encoder] for name, part in by_subject.items()}, class_of)
         lines.append(

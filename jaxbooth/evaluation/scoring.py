@@ -60,7 +60,7 @@ class Encoders:
         images: Image encoders by name: `dino` and `clip`, or `efficientnet-lite0`.
         names: What each is, for scores.json.
         text: CLIP, if it is there.
-        lpips: LPIPS' weights, if they are there.
+        lpips_weights: For DIV, if they are there.
         notes: What the user should know of them.
     """
 
@@ -68,7 +68,7 @@ class Encoders:
     images: Mapping[str, ImageEncoder]
     names: dict[str, str]
     text: Clip | None = None
-    lpips: lpips.Weights | None = None
+    lpips_weights: lpips.Weights | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -140,8 +140,8 @@ def measure(files: Files, photos: Rows, encoders: Encoders) -> dict[str, Measure
             found["pres"] = image_similarity(of_class["dino"], photos["dino"])
     else:
         found = _own_measures(files, drawn[EFFICIENTNET], photos[EFFICIENTNET], encoders, of_class, count)
-    if encoders.lpips is not None and count[1] > 1:
-        distances = [lpips.pairwise_lpips(encoders.lpips, _arrays(of_prompt)) for of_prompt in files.pictures]
+    if encoders.lpips_weights is not None and count[1] > 1:
+        distances = [lpips.pairwise_lpips(encoders.lpips_weights, _arrays(of_prompt)) for of_prompt in files.pictures]
         found["div"] = mean_distance(np.stack(distances))
     return found
 

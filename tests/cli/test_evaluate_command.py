@@ -147,13 +147,16 @@ def test_methods_side_by_side_over_several_subjects(encoder, make_run, prompts, 
     assert code == 0 and json.loads(out)[str(sources[0])] == first
 
 
-def test_dry_run_tells_pictures_and_hours_and_writes_nothing(make_run, prompts, one_device, call, tmp_path):
+def test_dry_run_tells_pictures_and_hours_and_writes_nothing(
+    make_run, prompts, one_device, call, tmp_path, monkeypatch
+):
     run = make_run("runs/rex")
     before = snapshot(tmp_path)
     code, out, err = call("evaluate", run, *prompts, *FAST, "--dry-run", "--seconds-per-picture", 400)
     assert code == 0, err
     assert "1 subjects, 9 pictures, 9 of them to be drawn" in out  # clip-dino: no class pictures of the base
     assert "9 pictures x 400 s = 1.00 hours" in out and snapshot(tmp_path) == before
+    monkeypatch.setattr(evaluate_pictures, "TIMED_STEPS", (1, 2))
     code, out, err = call("evaluate", run, *prompts, *FAST, "--dry-run")
     assert code == 0 and "hours on 1 x cpu" in out and snapshot(tmp_path) == before, err
 
