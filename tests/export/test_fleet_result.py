@@ -21,12 +21,13 @@ from jaxbooth.merge import arrays
 from jaxbooth.weights.digest import base_digest
 
 KEY = "3f2a" * 16
+FEW = r"attn2\.to_q$|resnets\.1\.conv1$"  # linear layers and convolutions
 METHODS = {
-    "lora": {"type": "lora", "rank": 4, "alpha": 2, "text_encoder": True, "targets": "attn-mlp-conv"},
-    "dora": {"type": "lora", "rank": 4, "use_dora": True},
+    "lora": {"type": "lora", "rank": 4, "alpha": 2, "text_encoder": True, "targets": FEW},
+    "dora": {"type": "lora", "rank": 4, "use_dora": True, "targets": FEW},
     "textual_inversion": {"type": "textual_inversion", "num_vectors": 3},
     "custom_diffusion": {"type": "custom_diffusion"},
-    "pivotal": {"type": "pivotal", "rank": 2},
+    "pivotal": {"type": "pivotal", "rank": 2, "targets": FEW},
 }
 
 
@@ -53,7 +54,7 @@ def test_a_result_is_the_exported_model(method, twin, twin_folder, tmp_path):
     assert moved
 
 
-@pytest.mark.parametrize("method", ["textual_inversion", "pivotal"])
+@pytest.mark.parametrize("method", ["textual_inversion", pytest.param("pivotal", marks=pytest.mark.slow)])
 def test_words_of_both_text_encoders_are_found(method, twin, twin_folder, tmp_path):
     config, source = result("sdxl", METHODS[method], twin, twin_folder, tmp_path)
     found, prompt = load_result(tmp_path, config), "a photo of a <rex> dog"
