@@ -44,7 +44,7 @@ def plan_lines(evaluations: Sequence[Evaluation], seconds: float) -> list[str]:
         )
     devices, hours = jax.devices(), missing * seconds / 3600
     kind = f"{len(devices)} x {devices[0].device_kind}"
-    lines.append(f"{missing:,} pictures x {seconds:.3g} s = {hours:.2f} hours on {kind}")
+    lines.append(f"{missing:,} pictures x {seconds:.3g} s = {hours:.3g} hours on {kind}")
     lines.append("nothing was drawn or written")
     return lines
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxbooth.data.images import load_image
 
-BATCH_SIZE = 16
+BATCH_SIZE = 8  # small: a subject has five photos, and short batches are filled up
 Source = Path | bytes | Image.Image
 
 
