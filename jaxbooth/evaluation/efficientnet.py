@@ -24,6 +24,7 @@ Kernel = tuple[Float[Array, "h w i o"], Float[Array, "1 1 1 o"]]  # kernel and b
 Weights = dict[str, Kernel]
 
 
+@jax.jit
 def forward(weights: Weights, images: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
     """Pooled features, not normalised, of images scaled to (pixel - 127) / 128."""
     hidden = _convolution(weights, "_conv_stem", images, stride=2)

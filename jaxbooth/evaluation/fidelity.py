@@ -7,7 +7,6 @@ of two classes 0.26, and the nearest photo is of the same subject in 99 % of the
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,8 +17,6 @@ from jaxbooth.evaluation.image_rows import embed
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Pictures = UInt8[np.ndarray, "b h w 3"]
-
-_forward = jax.jit(efficientnet.forward)
 
 
 class EfficientNet:
@@ -47,7 +44,7 @@ class EfficientNet:
 
     def encode(self, pixels: Pictures) -> Float[np.ndarray, "b 1280"]:
         """Pooled features, not normalised."""
-        return np.asarray(_forward(self._weights, (jnp.asarray(pixels, jnp.float32) - 127.0) / 128.0))
+        return np.asarray(efficientnet.forward(self._weights, (jnp.asarray(pixels, jnp.float32) - 127.0) / 128.0))
 
 
 def features(images: Pictures) -> Float[np.ndarray, "b 1280"]:
