@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--lpips", default="auto", help="as `jaxbooth evaluate` has it")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     files = [Path(name) for name in given.configs if "=" not in name]
     overrides = [text for text in given.configs if "=" in text]
     # One method's runs are the same program for every subject: compile it once.
