@@ -74,7 +74,11 @@ def evaluate(
         if given:
             raise ConfigError("--calibrate measures photos alone: leave the runs out")
         photos = photos_below(calibrate)
-        print("\n".join(photo_lines(photos, load_encoders(encoder.value, clip, dino, "off", None))))
+        encoders = load_encoders(encoder.value, clip, dino, "off", None)
+        lines, good = photo_lines(photos, encoders)
+        print("\n".join([*encoders.notes, *lines]))
+        if not good:
+            raise typer.Exit(UNTRUSTED)
         return
     if not given:
         raise ConfigError(
@@ -108,16 +112,17 @@ def _run(evaluations, encoder: str, clip: str, dino: str, lpips: str, as_json: b
     from jaxbooth.evaluation.scoring import load_encoders
 
     # All of them before anything is drawn: hours of drawing must not end at a missing file.
-    encoders = [load_encoders(encoder, clip, dino, lpips, one.source.subjects[0].resolution) for one in evaluations]
-    for note in dict.fromkeys(note for one in encoders for note in one.notes):
+    sides = dict.fromkeys(one.source.subjects[0].resolution for one in evaluations)
+    encoders = {side: load_encoders(encoder, clip, dino, lpips, side) for side in sides}
+    for note in dict.fromkeys(note for one in encoders.values() for note in one.notes):
         log.warning("%s", note)
     scores = {}
-    for one, with_what in zip(evaluations, encoders, strict=True):
+    for one in evaluations:
         for note in one.source.notes:
             log.warning("%s", note)
         say = log.info if as_json else print
         say(f"{one.source.path}: {one.pictures} pictures, {one.missing} of them to be drawn")
-        scores[str(one.source.path)] = evaluate(one, with_what, say)
+        scores[str(one.source.path)] = evaluate(one, encoders[one.source.subjects[0].resolution], say)
     if as_json:
         found = next(iter(scores.values())) if len(scores) == 1 else scores
         print(json.dumps(found, indent=1, ensure_ascii=False))

@@ -98,8 +98,12 @@ def photos_below(folder: Path) -> dict[str, tuple[Path, ...]]:
     return photos
 
 
-def photo_lines(photos: Mapping[str, Sequence[Path]], encoders: Encoders) -> list[str]:
-    """What the encoders make of subjects' photos, e.g. DreamBooth's, without any generator."""
+def photo_lines(photos: Mapping[str, Sequence[Path]], encoders: Encoders) -> tuple[list[str], bool]:
+    """What the encoders make of subjects' photos, e.g. DreamBooth's, without any generator.
+
+    Returns:
+        Lines to print, and whether nothing that is compared with published figures is off.
+    """
     files = [file for of_subject in photos.values() for file in of_subject]
     embed(encoders.images, files[:BATCH_SIZE])  # compiles
     began = time.perf_counter()
@@ -120,6 +124,7 @@ def photo_lines(photos: Mapping[str, Sequence[Path]], encoders: Encoders) -> lis
         )
     plain, both = ({n: real_measures(part, twice) for n, part in by_subject.items()} for twice in (False, True))
     means = [{name: summary.macro for name, summary in summarise_all(one).items()} for one in (plain, both)]
-    if means[0]:
-        lines += calibration(*means, is_whole_benchmark({name: len(found) for name, found in photos.items()}))[0]
-    return lines
+    if not means[0]:
+        return lines, True
+    row, good = calibration(*means, is_whole_benchmark({name: len(found) for name, found in photos.items()}))
+    return lines + row, good

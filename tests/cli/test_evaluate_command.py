@@ -9,11 +9,14 @@ import pytest
 import yaml
 from PIL import Image
 from small_folders import snapshot, write_photos
+from tiny_encoders import make_encoders
 from twins import SMALLEST, make_twin
 
 from jaxbooth import evaluate_pictures, load_pipeline
 from jaxbooth.evaluate_plan import Drawing, Settings, seed_of
 from jaxbooth.evaluation import lpips
+from jaxbooth.evaluation.image_rows import embed
+from jaxbooth.evaluation.paper_encoders import load_paper_encoders
 from jaxbooth.evaluation.prompt_sets import load_prompt_set
 
 OWN = ["--encoder", "efficientnet-lite0", "--lpips", "off"]
@@ -233,3 +236,37 @@ def test_pictures_do_not_depend_on_the_number_of_devices(small_base, tmp_path):
     for one, wanted in zip(drawings, alone, strict=True):
         found = np.asarray(Image.open(one.file)).astype(int)
         assert np.abs(found - np.round(wanted * 255)).max() <= 1  # rounding, at most
+
+
+def test_the_papers_scores_are_the_definitions_over_the_pictures_on_disk(make_run, prompts, one_device, call, tmp_path):
+    tiny = make_encoders(tmp_path / "encoders")
+    flags = ["--clip", tiny / "clip", "--dino", tiny / "dino", "--lpips", "off"]
+    run = make_run("runs/rex")
+    code, out, err = call("evaluate", run, *prompts, *flags, *FAST)
+    assert code == 0, err
+    assert "real photos: dino" in out and "not compared with the published dino 0.774, clip_i 0.885" in out
+    found, folder = scores_of(run), run / "evaluation"
+    assert "has not the sizes of ViT-S/16" in " ".join(found["notes"]) and not (folder / "class_base").exists()
+
+    clip, dino = load_paper_encoders(str(tiny / "clip"), str(tiny / "dino"))
+
+    def rows(paths):
+        return embed({"clip": clip, "dino": dino}, list(paths))
+
+    photos = rows(sorted((tmp_path / "photos-rex").iterdir()))
+    drawn = [[rows([folder / "pictures" / "rex" / f"{p}_{k}.png"]) for k in range(2)] for p in range(3)]
+    of_class = rows(folder / "class" / "rex" / f"{k}.png" for k in range(3))
+    without = clip.encode_texts(["a dog in the snow", "a red dog", "a dog asleep"])
+    with_it = clip.encode_texts(["a sks dog in the snow", "a red sks dog", "a sks dog asleep"])
+    every = [one for of_prompt in drawn for one in of_prompt]
+    wanted = {
+        "dino": np.mean([one["dino"][0] @ photo for one in every for photo in photos["dino"]]),
+        "clip_i": np.mean([one["clip"][0] @ photo for one in every for photo in photos["clip"]]),
+        "clip_t": np.mean([without[p] @ drawn[p][k]["clip"][0] for p in range(3) for k in range(2)]),
+        "clip_t_with_identifier": np.mean([with_it[p] @ drawn[p][k]["clip"][0] for p in range(3) for k in range(2)]),
+        "pres": np.mean([one @ photo for one in of_class["dino"] for photo in photos["dino"]]),
+    }
+    assert found["subjects"]["rex"] == pytest.approx(wanted, abs=1e-5)
+    real = [photos["dino"][i] @ photos["dino"][j] for i in range(3) for j in range(i)]
+    assert found["real"]["dino"] == pytest.approx(np.mean(real), abs=1e-5)
+    assert found["scores"]["clip_t"]["macro"] != found["scores"]["clip_t_with_identifier"]["macro"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from twins import TOKENIZER
+from tiny_encoders import make_encoders
 
 from jaxbooth.errors import ConfigError
 from jaxbooth.evaluation.image_rows import embed
@@ -21,30 +21,10 @@ from jaxbooth.evaluation.paper_encoders import (
     load_paper_encoders,
 )
 
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """CLIP with 64 px pictures and the real tokenizer, DINO's architecture with 56 px ones."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoders")
-    text = SMALL | {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
-    clip = transformers.CLIPModel(
-        transformers.CLIPConfig(
-            text_config=text, vision_config=SMALL | {"image_size": 64, "patch_size": 32}, projection_dim=24
-        )
-    )
-    for parameter in clip.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    clip.save_pretrained(folder / "clip")
-    for file in TOKENIZER.iterdir():
-        shutil.copy(file, folder / "clip")
-    dino = transformers.ViTModel(transformers.ViTConfig(**SMALL, image_size=56, patch_size=8), add_pooling_layer=False)
-    for parameter in dino.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    dino.save_pretrained(folder / "dino")
-    return folder
+    return make_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 @pytest.fixture(scope="module")
