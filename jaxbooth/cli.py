@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from jaxbooth.cli_bench import bench
+from jaxbooth.cli_evaluate import evaluate
 from jaxbooth.cli_fleet import fleet_app
 from jaxbooth.cli_plan import plan
 from jaxbooth.cli_report import report, study_app
@@ -22,6 +23,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(study_app, name="study")
 app.command()(bench)
+app.command()(evaluate)
 app.command()(plan)
 app.command()(report)
 

@@ -69,9 +69,15 @@ class Fleet:
     def wanted(self) -> list[dict[str, Any]]:
         """What is to be known of every subject by those who look at the output alone."""
         return [
-            {"name": subject.name, "key": self.keys[subject.name], "class_noun": subject.class_noun,
-             "token": subject.token} for subject in (entry.subject for entry in self.manifest.entries)
-        ]  # fmt: skip
+            {
+                "name": subject.name,
+                "key": self.keys[subject.name],
+                "class_noun": subject.class_noun,
+                "token": subject.token,
+                "images": str(Path(subject.images).absolute()),
+            }
+            for subject in (entry.subject for entry in self.manifest.entries)
+        ]
 
     def subjects(self, names: Sequence[str]) -> "Fleet":
         """The same with some of the subjects only."""

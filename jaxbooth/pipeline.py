@@ -222,8 +222,9 @@ def generate(
     if sampler not in SAMPLERS:
         raise ConfigError(f"sampler {sampler} is not known. Samplers: {', '.join(SAMPLERS)}")
     zeros = sd.family.force_zeros_for_empty_prompt and not negative_prompt
-    # What new words are called is the tokenizer's business: models that differ in it alone share a program.
-    nameless = replace(sd.family, new_tokens=())
+    # What new words are called and where files lie is the tokenizer's business: models that differ in it alone share a
+    # program.
+    nameless = replace(sd.family, new_tokens=(), folder="")
     program = _program(nameless, sampler, num_steps, guidance_scale != 1.0, zeros, mesh)
     drawing = StableDiffusion(sd.unet, sd.vae, list(sd.text_encoders), nameless)
     drawing.concepts = nnx.data(sd.concepts)

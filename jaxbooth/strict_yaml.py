@@ -59,20 +59,29 @@ for kind in (StrictLoader, StrictDumper):
 StrictLoader.add_constructor("tag:yaml.org,2002:float", StrictLoader.construct_yaml_float)
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def read_any_yaml(file: Path) -> Any:
+    """What a YAML file holds.
 
     Raises:
-        ConfigError: not YAML, not a mapping, too large, or one of the refused constructs; names file and line.
+        ConfigError: not YAML, too large, or one of the refused constructs; names file and line.
     """
     if file.stat().st_size > MAX_BYTES:
         raise ConfigError(f"{file} is larger than {MAX_BYTES} bytes: that is no configuration")
     try:
-        values = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=StrictLoader)
+        return yaml.load(file.read_text(encoding="utf-8-sig"), Loader=StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{file}{line}: {getattr(error, 'problem', None) or error}") from None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: not a mapping, or as `read_any_yaml`.
+    """
+    values = read_any_yaml(file)
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a mapping (key: value) is needed, found {type(values).__name__}")
     return values

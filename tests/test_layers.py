@@ -37,8 +37,14 @@ LAYERS = (
         "plan",
         "plan_recipe",
         "plan_text",
+        "evaluate",
+        "evaluate_pictures",
+        "evaluate_plan",
+        "evaluate_sources",
+        "evaluate_text",
+        "fleet_result",
     },
-    {"cli", "cli_bench", "cli_fleet", "cli_plan", "cli_report", "__init__"},
+    {"cli", "cli_bench", "cli_evaluate", "cli_fleet", "cli_plan", "cli_report", "__init__"},
     {"__main__"},
 )
 # Rooms of one layer that may know each other.
@@ -49,6 +55,7 @@ NEIGHBOURS = {
     "config_errors",
     "cli",
     "cli_bench",
+    "cli_evaluate",
     "cli_fleet",
     "cli_plan",
     "cli_report",

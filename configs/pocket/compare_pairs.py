@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from compare import draw
 from pair_scores import MEASURABLE, cells
 from PIL import Image
 
@@ -23,11 +22,13 @@ from jaxbooth.evaluation.pairs import pair_scores
 from jaxbooth.merge import HOW, merge_runs
 from jaxbooth.pocket import DEMO_SUBJECTS, DemoSubject
 from jaxbooth.prepare import prepare
+from jaxbooth.previews import write_images
 from jaxbooth.report.contact_sheet import Row, contact_sheet
 from jaxbooth.run import train_run
 from jaxbooth.trained import load_any
 
 HERE, PER_PLACE = Path(__file__).parent, 4
+OPTIONS = {"num_steps": 30, "guidance_scale": 3.0, "batch_size": 16}
 PAIR = DEMO_SUBJECTS[:2]  # dog, cat
 MERGED = ("lora", "custom_diffusion", "perfusion")
 JOINT = {
@@ -37,6 +38,14 @@ JOINT = {
         "train.collage_share=0.5", "data.mask=sidecar", "data.unmasked_weight=1.0",
     ],
 }  # fmt: skip
+
+
+def draw(sd, prompts: list[str], seed: int, folder: Path) -> np.ndarray:
+    """Pictures of prompts, kept as PNGs and read from there when they exist."""
+    files = [folder / f"{index:02d}.png" for index in range(len(prompts))]
+    if not all(file.is_file() for file in files):
+        write_images(sd.generate(prompts, seed=seed, **OPTIONS), files)
+    return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
 def token(method: str, subject: DemoSubject) -> str:

@@ -7,20 +7,44 @@ of two classes 0.26, and the nearest photo is of the same subject in 99 % of the
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from jaxbooth.evaluation import efficientnet, scores
-
-BATCH_SIZE = 8  # one compiled shape, whatever the number of pictures
+from jaxbooth.evaluation.image_rows import embed
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Pictures = UInt8[np.ndarray, "b h w 3"]
 
-_forward = jax.jit(efficientnet.forward)
+
+class EfficientNet:
+    """EfficientNet-Lite0's pooled features.
+
+    Args:
+        cut: Side in px that every picture is first cut to, the generator's: a sharp photo is unlike every small
+            picture for its sharpness alone. None: pictures as they are.
+
+    Raises:
+        DataError: The extra `[eval]` is not installed.
+    """
+
+    name = "EfficientNet-Lite0"
+
+    def __init__(self, cut: int | None = None):
+        self.cut, self._weights = cut, efficientnet.load_weights()
+
+    def prepare(self, image: Image.Image) -> Pictures:
+        """8-bit pixels, 224 px, resized bicubic."""
+        if self.cut is not None and image.size != (self.cut, self.cut):
+            image = ImageOps.fit(image, (self.cut, self.cut), Image.Resampling.LANCZOS)
+        side = efficientnet.IMAGE_SIZE
+        return np.asarray(image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC))
+
+    def encode(self, pixels: Pictures) -> Float[np.ndarray, "b 1280"]:
+        """Pooled features, not normalised."""
+        return np.asarray(efficientnet.forward(self._weights, (jnp.asarray(pixels, jnp.float32) - 127.0) / 128.0))
 
 
 def features(images: Pictures) -> Float[np.ndarray, "b 1280"]:
@@ -29,15 +53,8 @@ def features(images: Pictures) -> Float[np.ndarray, "b 1280"]:
     Raises:
         DataError: The extra `[eval]` is not installed.
     """
-    weights = efficientnet.load_weights()
-    pixels = (np.stack([_resized(image, efficientnet.IMAGE_SIZE) for image in images]) - 127.0) / 128.0
-    rows = []
-    for start in range(0, len(pixels), BATCH_SIZE):
-        chunk = pixels[start : start + BATCH_SIZE].astype(np.float32)
-        padded = np.pad(chunk, [(0, BATCH_SIZE - len(chunk)), (0, 0), (0, 0), (0, 0)])
-        rows.append(np.asarray(_forward(weights, jnp.asarray(padded)))[: len(chunk)])
-    pooled = np.concatenate(rows)
-    return pooled / np.linalg.norm(pooled, axis=-1, keepdims=True)
+    encoder = EfficientNet()
+    return embed({encoder.name: encoder}, [Image.fromarray(image) for image in images])[encoder.name]
 
 
 def subject_fidelity(generated: Pictures, references: Sequence[Picture]) -> float:
@@ -63,9 +80,3 @@ def diversity(images: Pictures) -> float:
 def centre_square(image: Picture, size: int) -> Picture:
     """The central square of a picture, resized to `size` px with antialiasing."""
     return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS))
-
-
-def _resized(image: Picture, size: int) -> np.ndarray:
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))

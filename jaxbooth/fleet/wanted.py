@@ -1,6 +1,7 @@
 """What the fleets that write into a folder want, for those who look at the folder alone; nothing is decided by it.
 
-ROOT/.fleet/wanted/3f2a….json     {"subjects": [{"name": "toy", "key": "…", "class_noun": "bear", "token": "sks"}]}
+ROOT/.fleet/wanted/3f2a….json     {"subjects": [{"name": "toy", "key": "…", "class_noun": "bear", "token": "sks",
+                                                 "images": "/photos/toy"}], "config": {"base": …}}
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,16 +16,21 @@ from jaxbooth.fleet.store import OutputStore
 def write_wanted(store: OutputStore, subjects: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
     """Notes subjects with their keys; those of the same names and configuration take the place of earlier ones."""
     name = content_key({"config": config, "names": sorted(subject["name"] for subject in subjects)})[:16]
-    private_files.write_json(_folder(store) / f"{name}.json", {"subjects": list(subjects)})
+    private_files.write_json(_folder(store) / f"{name}.json", {"subjects": list(subjects), "config": dict(config)})
 
 
 def read_wanted(store: OutputStore) -> list[dict[str, Any]] | None:
-    """Returns every wanted subject with the key that was wanted last; None where no fleet was ever started."""
+    """Returns every wanted subject with the key that was wanted last, and that fleet's configuration under "config".
+
+    None where no fleet was ever started.
+    """
     files = sorted(_folder(store).glob("*.json"), key=lambda file: -file.stat().st_mtime_ns)
     found: dict[str, dict[str, Any]] = {}
     for file in files:
-        for subject in _subjects(file):
-            found.setdefault(subject["name"], subject)  # a subject whose photos changed has a newer key
+        listed = private_files.read_json(file) or {}
+        for subject in listed.get("subjects", []):
+            # A subject whose photos changed has a newer key.
+            found.setdefault(subject["name"], {**subject, "config": listed.get("config", {})})
     return list(found.values()) if files else None
 
 
@@ -35,7 +41,8 @@ def forget_wanted(store: OutputStore, names: Collection[str]) -> set[str]:
         subjects = _subjects(file)
         there = {subject["name"] for subject in subjects} & set(names)
         if there:
-            private_files.write_json(file, {"subjects": [one for one in subjects if one["name"] not in there]})
+            kept = [one for one in subjects if one["name"] not in there]
+            private_files.write_json(file, {**(private_files.read_json(file) or {}), "subjects": kept})
         found |= there
     return found
 
