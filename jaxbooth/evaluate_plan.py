@@ -134,7 +134,7 @@ def check_record(subjects: Sequence[Evaluated], settings: Settings, out: Path) -
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give another --out")
     if not file.is_file():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
             raise ConfigError(f"{out} is not empty and holds no evaluation: give another --out")
         known = {}
     else:

@@ -63,8 +63,11 @@ def table(scores: Mapping[str, Mapping[str, Any]]) -> str:
     count = sorted({summary["subjects"] for one in scores.values() for summary in one["scores"].values()})
     lines.append(
         f"\nmacro means over {' or '.join(map(str, count))} subjects, in brackets their 95 % interval; a photo is not "
-        "compared with itself; the identifier is dropped from CLIP-T's text; pooled means: scores.json"
+        "compared with itself; the identifier is dropped from CLIP-T's text"
     )
+    for source, one in scores.items():
+        pooled = (f"{TITLES.get(name, name)} {summary['pooled']:.3f}" for name, summary in one["scores"].items())
+        lines.append(f"pooled over all pairs, {source}: {', '.join(pooled)}")
     return "\n".join(lines)
 
 

@@ -151,6 +151,7 @@ def test_methods_side_by_side_over_several_subjects(encoder, make_run, prompts, 
     assert low <= first["scores"]["subject_fidelity"]["macro"] <= high
     assert first["scores"] == second["scores"]  # the same model and the same noise
     assert out.count("runs/") >= 4 and "macro means over 2 subjects" in out
+    assert f"pooled over all pairs, {sources[1]}: subject fidelity" in out
     assert "class_drift" not in first["scores"]
     code, out, _ = call("evaluate", *sources, *prompts, *OWN, *FAST, "--class-images", 0, "--json")
     assert code == 0 and json.loads(out)[str(sources[0])] == first
