@@ -31,6 +31,9 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.steps=100 subjects.0.images=photos/dog")
 ]
+Best = Annotated[
+    bool, typer.Option("--best", help="Of a run with train.probe: its checkpoint of the lowest probe, not the last.")
+]
 
 EXIT_BAD_INPUT = 2
 
@@ -82,6 +85,7 @@ def sample(
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
     sampler: Annotated[str, typer.Option(help="ddim, euler, dpmpp_2m or euler_ancestral.")] = "ddim",
     strength: Annotated[float, typer.Option(help="Of an adapter: 0 = the base, 1 = as trained.")] = 1.0,
+    best: Best = False,
 ) -> None:
     """Draw pictures; none that is there is overwritten."""
     from jaxbooth.previews import next_files, write_images
@@ -89,7 +93,7 @@ def sample(
     from jaxbooth.trained import load_any
 
     check_writable(out, "--out")
-    sd = load_any(source, strength)
+    sd = load_any(source, strength, best)
     files = next_files(out, num)
     images = sd.generate(
         [prompt] * num, seed=seed, num_steps=steps, guidance_scale=guidance, negative_prompt=negative, sampler=sampler
@@ -113,11 +117,12 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="float16, float32 or bfloat16; default: a pipeline's own, an adapter's float32.")
     ] = None,
+    best: Best = False,
 ) -> None:
     """Write what was trained in the files of other programs, with a model card."""
     from jaxbooth.trained import export_run
 
-    print(export_run(run, out, format, strength, dtype))
+    print(export_run(run, out, format, strength, dtype, best))
 
 
 @app.command()

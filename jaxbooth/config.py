@@ -16,6 +16,7 @@ from jaxbooth.sharding import MeshConfig
 from jaxbooth.strict_yaml import parse_value, read_yaml, write_yaml
 from jaxbooth.training.early_stop import EarlyStopConfig
 from jaxbooth.training.optimizer import OptimizerConfig
+from jaxbooth.training.probe import ProbeConfig
 from jaxbooth.types import Remat
 
 
@@ -63,6 +64,9 @@ class TrainConfig(Section):
     early_stop: EarlyStopConfig | None = Field(
         None, description="Stop a subject once the loss of fixed rows has settled (DVAR); null = all steps. {} = on."
     )
+    probe: ProbeConfig | None = Field(
+        None, description="Measure the loss of fixed rows on the way, keep the best checkpoint; null = off. {} = on."
+    )
     log_every_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
 
 
@@ -74,7 +78,7 @@ class CheckpointConfig(Section):
 
 
 class SampleConfig(Section):
-    """Pictures drawn before and after training, for the contact sheet."""
+    """Pictures drawn before and after training, for the contact sheet, and on the way."""
 
     prompts: tuple[str, ...] = Field(
         ("a {token} {class_noun}", "a {token} {class_noun} in the snow", "a {token} {class_noun} on the beach",
@@ -90,6 +94,9 @@ class SampleConfig(Section):
     negative_prompt: str = Field("", description="Text of the unconditional half.")
     batch_size: int = Field(4, ge=1, description="Pictures per device and program call.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the pictures, the same before and after.")
+    every_steps: int | None = Field(
+        None, ge=1, description="Draw every so many steps, too, into samples/step-NNNNNN; null = before and after only."
+    )
 
 
 class Config(Section):

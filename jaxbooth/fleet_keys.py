@@ -24,7 +24,7 @@ FORMAT = 1  # of results: another number makes every subject a new one
 FREE = {
     "base": {"path", "revision"},
     "prior": {"images", "batch_size"},
-    "sample": {"batch_size"},
+    "sample": {"batch_size", "every_steps"},
     "train": {"log_every_steps"},
     **dict.fromkeys(("subjects", "mesh", "checkpoint", "run_dir", "export"), True),
 }

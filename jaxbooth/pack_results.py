@@ -54,8 +54,10 @@ def _losses(prepared: Prepared, name: str, steps: int) -> list[dict[str, Any]]:
     """A subject's own part of the pack's metrics."""
     lines = [json.loads(line) for line in (prepared.run.path / "metrics.jsonl").read_text().splitlines()]
     key = f"subject/{name}/loss" if prepared.learning > 1 else "loss/total"
+    probe = f"subject/{name}/probe/" if prepared.learning > 1 else "probe/"
     return [
         {"step": line["step"], "loss": line[key], "time/step_s": line["time/step_s"]}
+        | {f"probe/{what.removeprefix(probe)}": line[what] for what in line if what.startswith(probe)}
         for line in lines
         if key in line and line["step"] <= steps
     ]

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from jaxbooth import families
 from jaxbooth.config import Config, validate
+from jaxbooth.data.held_out import check_held_out
 from jaxbooth.data.new_tokens import check_new_tokens, subject_text
 from jaxbooth.data.subjects import Subject, SubjectConfig, load_subject
 from jaxbooth.errors import JaxboothError
@@ -29,7 +30,7 @@ from jaxbooth.fleet.strikes import StrikeBook
 from jaxbooth.fleet.supervisor import STARTING
 from jaxbooth.pack_results import draw_previews, write_result
 from jaxbooth.pipeline import StableDiffusion
-from jaxbooth.prepare import Prepared, prepare
+from jaxbooth.prepare import Prepared, held_out, prepare
 from jaxbooth.run import CompiledSteps, fit, make_stream
 from jaxbooth.run_folder import RunFolder, versions
 from jaxbooth.sharding import MeshConfig, pack_layout
@@ -250,6 +251,7 @@ def _loaded(
     for member in members:
         try:
             subject = load_subject(member.subject, Path(), method.caption_templates, base.config.data.mask)
+            check_held_out(subject.name, subject.images, held_out(base.config))
             check_new_tokens(base.family, method, [member.subject])
             if method.vectors_per_token:
                 subject_text(base.family, method, [member.subject])

@@ -15,6 +15,7 @@ from jaxbooth import families
 from jaxbooth.config import Config
 from jaxbooth.data.captions import CaptionedImage
 from jaxbooth.data.datasets import load_captioned
+from jaxbooth.data.held_out import HeldOut, check_held_out, hold_out
 from jaxbooth.data.new_tokens import check_new_tokens, new_tokens, stacked, subject_text
 from jaxbooth.data.picture_views import PictureViews
 from jaxbooth.data.prior import check_own_images
@@ -99,8 +100,17 @@ class Prepared:
         return render(self.config.prior.prompt or CLASS_TEMPLATE, None, subject.class_noun)
 
     def instance_images(self) -> list[Sequence[CaptionedImage]]:
-        """Captioned pictures of each subject, or of the data set."""
-        return [subject.images for subject in self.subjects] or [self.dataset]
+        """Captioned pictures of each subject, or of the data set, without those that are held out."""
+        return [part.training for part in self._parts]
+
+    def held_out_images(self) -> list[Sequence[CaptionedImage]] | None:
+        """Those of each that the probe alone looks at; None if none are held out."""
+        return [part.held_out for part in self._parts] if held_out(self.config) else None
+
+    @property
+    def _parts(self) -> list[HeldOut]:
+        images = [subject.images for subject in self.subjects] or [self.dataset]
+        return [hold_out(each, held_out(self.config)) for each in images]
 
     def views(
         self, images: list[Sequence[CaptionedImage]], seeds: Sequence[int], size_augmentation: int = 0
@@ -168,6 +178,10 @@ def prepare(
     if subjects is None:
         subjects = [problems.run(load_subject, s, Path(), templates, config.data.mask) for s in config.subjects]
     dataset = problems.run(load_captioned, config.dataset) if config.dataset is not None else None
+    named = [(subject.name, subject.images) for subject in subjects if subject is not None]
+    named += [("dataset", dataset)] if dataset is not None else []
+    for name, images in named:
+        problems.run(check_held_out, name, images, held_out(config))
     mesh = problems.run(make_mesh, config.mesh, devices)
     commit = config.base.revision or problems.run(run.recorded_commit)
     base = problems.run(resolve, config.base.path, commit)
@@ -216,6 +230,11 @@ def reopen(config: Config) -> Prepared:
     return Prepared(
         config, RunFolder(Path(config.run_dir)), mesh, base, family, (), None, resolution, objective, (), ()
     )
+
+
+def held_out(config: Config) -> int:
+    """How many pictures of each subject are probed only."""
+    return 0 if config.train.probe is None else config.train.probe.held_out
 
 
 def make_objective(config: Config, family: ModelFamily) -> Objective:

@@ -1,5 +1,7 @@
-"""Pictures of a run: the configured prompts before and after training, and the contact sheet made of them."""
+"""Pictures of a run: the configured prompts before, during and after training, and the contact sheet made of them."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -9,15 +11,16 @@ from PIL import Image
 from jaxbooth.pipeline import StableDiffusion
 from jaxbooth.prepare import Prepared
 from jaxbooth.report.contact_sheet import Row, contact_sheet
+from jaxbooth.training.processes import from_process_zero
+from jaxbooth.training.state import TrainState
 
 PHOTOS_SHOWN = 8
 
 
 def draw_samples(prepared: Prepared, sd: StableDiffusion, folder: Path) -> list[Path]:
     """Draws every prompt into numbered PNGs, with the same seed before and after; existing pictures are kept."""
-    prompts = [*prepared.prompts, *prepared.class_prompts]
-    files = [folder / f"{index:02d}.png" for index in range(len(prompts))]
-    if not prompts or all(file.is_file() for file in files):
+    prompts, files = [*prepared.prompts, *prepared.class_prompts], sample_files(prepared, folder)
+    if all_there(files):
         return files
     sample = prepared.config.sample
     images = sd.generate(
@@ -35,6 +38,43 @@ def draw_samples(prepared: Prepared, sd: StableDiffusion, folder: Path) -> list[
     if jax.process_index() == 0:
         write_images(images, files)
     return files
+
+
+def sample_files(prepared: Prepared, folder: Path) -> list[Path]:
+    """Where the pictures of a run's prompts belong in a folder."""
+    count = len(prepared.prompts) + len(prepared.class_prompts)
+    return [folder / f"{index:02d}.png" for index in range(count)]
+
+
+def all_there(files: list[Path]) -> bool:
+    """Whether no picture is missing; as the first process sees it, since all of them draw or none."""
+    return from_process_zero(lambda: all(file.is_file() for file in files))
+
+
+@dataclass(frozen=True)
+class StepPreviews:
+    """The configured prompts every so many steps, with the seed of `before` and `after`, in folders of their own.
+
+    Attributes:
+        prepared: The run.
+        every_steps: Steps between two drawings.
+        model_of: The model of a state, to draw with.
+    """
+
+    prepared: Prepared
+    every_steps: int
+    model_of: Callable[[TrainState], StableDiffusion]
+
+    def due(self, step: int) -> bool:
+        """Whether pictures of this step are wanted."""
+        return step % self.every_steps == 0
+
+    def draw(self, step: int, state: TrainState) -> list[Path]:
+        """Draws what is missing of a step; returns the files that are new."""
+        folder = self.prepared.run.step_samples(step)
+        if all_there(sample_files(self.prepared, folder)):
+            return []
+        return draw_samples(self.prepared, self.model_of(state), folder)
 
 
 def next_files(folder: Path, count: int) -> list[Path]:

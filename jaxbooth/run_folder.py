@@ -40,8 +40,12 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        """Pictures before and after training."""
+        """Pictures before, during and after training."""
         return self.path / "samples"
+
+    def step_samples(self, step: int) -> Path:
+        """Pictures of a step on the way."""
+        return self.samples / f"step-{step:06d}"
 
     @property
     def pipeline(self) -> Path:

@@ -66,6 +66,8 @@ def _views(prepared: Prepared) -> list[str]:
         f"{prepared.resolution}x{prepared.resolution}"
         for name, images in zip(prepared.names, prepared.instance_images(), strict=True)
     ]
+    if (probe := prepared.config.train.probe) is not None and probe.held_out:
+        lines.append(f"held out for the probe: {probe.held_out} pictures of each, the last by name")
     if prepared.uses_prior:
         lines.append(
             f"prior: {prepared.config.prior.num_images} pictures for each class, "
@@ -110,8 +112,10 @@ def _parameters(prepared: Prepared) -> list[str]:
 def _files(prepared: Prepared) -> list[str]:
     run = prepared.run
     files = [run.config_file, run.record_file, run.path / "metrics.jsonl", run.checkpoints / "<step>/"]
+    files += [run.path / "probe.jsonl"] if prepared.config.train.probe is not None else []
     if prepared.prompts or prepared.class_prompts:
         files += [run.samples / "before/", run.samples / "after/"]
+        files += [run.samples / "step-<step>/"] if prepared.config.sample.every_steps is not None else []
     if prepared.prompts or prepared.class_prompts or prepared.subjects:
         files.append(run.path / "contact_sheet.png")
     if prepared.config.export:

@@ -23,6 +23,7 @@ from jaxbooth.prepare import Prepared, reopen
 from jaxbooth.run_folder import RunFolder
 from jaxbooth.text_metric import text_metric
 from jaxbooth.training.checkpoint import CheckpointStore
+from jaxbooth.training.checkpoint_folder import BEST
 from jaxbooth.training.state import Split, TrainState, init_state, state_shardings, subject_adapter
 from jaxbooth.weights.digest import base_digest
 from jaxbooth.weights.hub import commit_of, resolve
@@ -73,7 +74,8 @@ class TrainedRun:
     def steps_taken(self, index: int = 0) -> int:
         """Steps that one subject has moved in: its own number of them, or fewer if it stopped early."""
         taken = min(int(self.state.step), self.prepared.terms[index].steps)
-        return abs(int(self.state.ended[index])) or taken
+        # Who has taken all of its own steps stands still, and may be found to have settled later on.
+        return min(abs(int(self.state.ended[index])) or taken, taken)
 
     def source(self, strength: float = 1.0, index: int = 0) -> Trained:
         """One subject's model and the facts about it, as exporters read them."""
@@ -172,11 +174,16 @@ def fingerprint(prepared: Prepared, digest: str) -> dict[str, str]:
     return marks
 
 
-def load_run(run: RunFolder) -> TrainedRun:
+def load_run(run: RunFolder, best: bool = False) -> TrainedRun:
     """A run's newest checkpoint, on one device, whatever it was trained on: sampling happens on other machines.
 
+    Args:
+        run: The run.
+        best: Take the checkpoint with the lowest probe instead.
+
     Raises:
-        ConfigError: the run has not saved anything yet.
+        ConfigError: the run has not saved anything yet, or has no best checkpoint.
+        CheckpointError: the best one is damaged or gone.
     """
     prepared = reopen(run.config().model_copy(update={"run_dir": str(run.path)}))
     sd = load_base(prepared.config, prepared.base, prepared.mesh, exact=True)
@@ -184,13 +191,36 @@ def load_run(run: RunFolder) -> TrainedRun:
     digest = base_digest(prepared.base)
     marks = fingerprint(prepared, digest)
     with CheckpointStore(run.checkpoints, keep=None, fingerprint=marks, read_only=True) as store:
-        restored = store.restore_newest(abstract(state, prepared.mesh))
-    if restored is None:
-        raise ConfigError(f"{run.path} has no checkpoint yet: run `jaxbooth train` to its first save")
-    return TrainedRun(prepared, sd, split, restored[1], digest)
+        target = abstract(state, prepared.mesh)
+        if best:
+            state = store.restore(_best_step(run, store), target)
+        elif (restored := store.restore_newest(target)) is not None:
+            state = restored[1]
+        else:
+            raise ConfigError(f"{run.path} has no checkpoint yet: run `jaxbooth train` to its first save")
+    return TrainedRun(prepared, sd, split, state, digest)
 
 
-def export_run(path: str, out: Path, name: str, strength: float = 1.0, dtype: str | None = None) -> Path:
+def check_best(path: str) -> None:
+    """Raises ConfigError, before anything is loaded, unless a folder is a run that knows its best checkpoint."""
+    run = RunFolder(Path(path))
+    if not run.config_file.is_file():
+        raise ConfigError(f"{path} is no run: it has no best checkpoint, leave --best out")
+    if not (run.checkpoints / BEST).is_file():
+        raise ConfigError(
+            f"{path} has no best checkpoint: it is kept by runs with train.probe={{}} (keep_best: true) from their "
+            "first probe on. Leave --best out to take the newest."
+        )
+
+
+def _best_step(run: RunFolder, store: CheckpointStore) -> int:
+    check_best(str(run.path))
+    return store.best_step()
+
+
+def export_run(
+    path: str, out: Path, name: str, strength: float = 1.0, dtype: str | None = None, best: bool = False
+) -> Path:
     """Writes a run, or a pipeline (a folder, a hub id or `pocket`), as `export.formats.export` does.
 
     Raises:
@@ -201,16 +231,20 @@ def export_run(path: str, out: Path, name: str, strength: float = 1.0, dtype: st
     config = run.config() if run.config_file.is_file() else None
     check_format(name, None if config is None else config.method, dtype)
     check_new_folder(out)
-    return export(load_source(path, strength), name, out, dtype)
+    return export(load_source(path, strength, best), name, out, dtype)
 
 
-def load_source(path: str, strength: float = 1.0) -> Trained:
+def load_source(path: str, strength: float = 1.0, best: bool = False) -> Trained:
     """What is to be exported: a run, what `merge` wrote, a pipeline folder, a hub id or `pocket`.
 
     Raises:
+        ConfigError: the best checkpoint is wanted of something that has none.
         MethodError: a strength is given for something that has no adapter, or it is a merge by gating.
     """
     run = RunFolder(Path(path))
+    if best:
+        check_best(path)
+        return load_run(run, best=True).source(strength)
     if not run.config_file.is_file():
         is_merge = (run.path / MERGE_RECORD).is_file()
         if is_merge and not _has_pipeline(run):
@@ -243,13 +277,22 @@ def load_merged(folder: Path) -> StableDiffusion:
     return gate_together(sd, text_metric(sd, base, record["captions"]), concepts, base_digest(base))
 
 
-def load_any(path: str, strength: float = 1.0) -> StableDiffusion:
+def load_any(path: str, strength: float = 1.0, best: bool = False) -> StableDiffusion:
     """A model to draw with: a run, what `merge` wrote, a pipeline folder, a hub id or `pocket`.
 
+    Args:
+        path: Which.
+        strength: Of an adapter.
+        best: Take a run's checkpoint with the lowest probe, not what it ended with.
+
     Raises:
+        ConfigError: the best checkpoint is wanted of something that has none.
         MethodError: a strength is given for something that has no adapter.
     """
     run = RunFolder(Path(path))
+    if best:
+        check_best(path)
+        return load_run(run, best=True).to_sample(strength)
     if not run.config_file.is_file():
         if strength != 1.0:
             raise MethodError(f"{path} is a pipeline, not a run: it has no strength to set")

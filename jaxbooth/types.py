@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     is_prior: Bool[Array, "*s b"]
     rows: Int[Array, "*s b"]  # the row's number within the step: part of its noise key
     mask: Float[Array, "*s b h w"] | None = None  # weight of each latent pixel in the loss; None: all weigh 1
+    timesteps: Int[Array, "*s b"] | None = None  # noise levels that are fixed; None: each row's key draws its own
 
 
 class SubjectText(NamedTuple):

@@ -3,6 +3,7 @@
 And the same run by two processes, which must be the one that a single process makes.
 """
 
+import json
 import os
 import shutil
 
@@ -88,6 +89,30 @@ def test_4_steps_then_kill_9_then_6_steps_are_10_steps_bit_for_bit(run):
     assert "going on from step 4" in go_on(run)
     assert_equals_straight(run)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["10", "4", "8"]
+
+
+PROBED = ["train.probe.every_steps=2", "train.probe.timesteps=2"]
+DRAWN = ["sample.prompts=['a {token} {class_noun}']", "sample.every_steps=3", "sample.num_steps=1"]
+DRAWN += ["sample.guidance_scale=1", "sample.sampler=euler_ancestral"]
+
+
+@pytest.mark.slow
+def test_with_probes_and_pictures_on_the_way_it_is_the_same_run_killed_or_not(run):
+    """And its state is that of the run without them."""
+    watched, overrides = run.with_name("watched"), [*PROBED, *DRAWN]
+    call(run.parent, "train", "toy.yaml", "run_dir=watched", *overrides)
+    assert_same_bits(state(watched, STEPS), state(run.parent / "straight", STEPS))
+    kill_after(run, 4, *overrides)
+    assert "going on from step" in go_on(run, *overrides)
+    assert losses(run) == losses(watched) and (run / "probe.jsonl").read_text() == (watched / "probe.jsonl").read_text()
+    assert [line["step"] for line in losses(run) if "probe/class" in line] == [0, 2, 4, 6, 8, 10]
+    assert_same_bits(state(run, STEPS), state(watched, STEPS))
+    best = (run / "checkpoints" / "best.json").read_text()
+    assert best == (watched / "checkpoints" / "best.json").read_text()
+    pictures = {str(file.relative_to(watched)): file.read_bytes() for file in (watched / "samples").rglob("*.png")}
+    folders = ("before", "step-000003", "step-000006", "step-000009", "after")
+    assert pictures.keys() == {f"samples/{folder}/00.png" for folder in folders}
+    assert all((run / name).read_bytes() == content for name, content in pictures.items())
 
 
 def test_after_kill_9_on_eight_devices_one_device_goes_on_with_the_same_state(run):
@@ -209,6 +234,25 @@ def test_two_processes_draw_what_one_process_draws(straight_run):
         for ours, theirs in zip(two, one, strict=True):
             assert ours.parts[-2:] == theirs.parts[-2:]
             np.testing.assert_allclose(np.array(Image.open(ours), int), np.array(Image.open(theirs), int), atol=1)
+
+
+@pytest.mark.slow
+def test_two_processes_probe_and_draw_on_the_way_as_one_process_does(straight_run):
+    options = "train", "toy.yaml", "mesh.data=2", "mesh.fsdp=4", *PROBED, *DRAWN
+    with two_processes(straight_run, *options, "run_dir=two-watched") as commands:
+        for command in commands:
+            assert command.finish() == 0, command.said()
+    call(straight_run, *options, "run_dir=one-watched", devices=8)
+    two, one = straight_run / "two-watched", straight_run / "one-watched"
+    for ours, theirs in zip(losses(two), losses(one), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    notes = [json.loads((folder / "checkpoints" / "best.json").read_text()) for folder in (two, one)]
+    assert notes[0] == pytest.approx(notes[1], rel=1e-5)
+    pictures = [sorted((folder / "samples").rglob("*.png")) for folder in (two, one)]
+    assert len(pictures[0]) == 5
+    for ours, theirs in zip(*pictures, strict=True):
+        assert ours.parts[-2:] == theirs.parts[-2:]
+        np.testing.assert_allclose(np.array(Image.open(ours), int), np.array(Image.open(theirs), int), atol=1)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ Take = Callable[[], Any]  # one step; returns what there is to wait for
 class NoStore:
     """Takes checkpoints and keeps none: saving is not what is measured."""
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, best: Any = None) -> None:
         """Does nothing."""
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from jaxbooth.types import Batch
 
 # Of numpy's seed sequence; noise draws from streams of its own (training/step.py).
 ORDER_STREAM, DROPOUT_STREAM, CAPTION_STREAM, COLLAGE_STREAM = 2, 3, 4, 5
-INSTANCE, PRIOR, COLLAGE = 0, 1, 2  # kinds of rows
+INSTANCE, PRIOR, COLLAGE, HELD_OUT = 0, 1, 2, 3  # kinds of rows
 
 
 @lru_cache(maxsize=256)
@@ -41,6 +41,17 @@ def drawn_views(
         epoch, place = divmod(draw, parts[part])
         found.append(starts[part] + _permutation(seed, subject, kind, epoch, parts[part], part)[place])
     return np.asarray(found, np.int64)
+
+
+def spread_views(rows: int, count: int, parts: tuple[int, ...] = ()) -> np.ndarray:
+    """Numbers of `rows` views out of `count`, as far apart as can be: of other pictures, as long as there are any.
+
+    With `parts` they go round the parts, as `drawn_views` does.
+    """
+    parts = parts or (count,)
+    starts, each = np.cumsum((0, *parts)), -(-rows // len(parts))
+    turns = [divmod(number, len(parts)) for number in range(rows)]
+    return np.asarray([starts[part] + turn * parts[part] // each for turn, part in turns], np.int64)
 
 
 class Rows(NamedTuple):
@@ -68,6 +79,7 @@ class BatchStream:
     identities: Sequence[tuple[int, int]] = ()  # seed and number of each subject; () = `seed` and their places
     collages: Sequence[Examples] | None = None  # of subjects learned together; take the place of instance rows
     collage_share: float = 0.0
+    held_out: Sequence[Examples] | None = None  # never trained on: for `fixed_rows` only
 
     @property
     def rows(self) -> int:
@@ -76,21 +88,42 @@ class BatchStream:
 
     def host_batch(self, step: int) -> Batch:
         """The batch of one step as host arrays `[s, b, ...]`."""
-        rows = self.drawn(step)
-        indices = (rows.views, rows.texts)
-        subjects = [
-            [rows_of(parts, index[subject]) for parts, index in zip(tables, self._index_of_each(indices), strict=True)]
-            for subject, tables in enumerate(self._tables)
-        ]
-        return self._batch([np.stack(column) for column in zip(*subjects, strict=True)], self._constants)
+        return self._batch(self._on_host(self.drawn(step)), self._constants)
 
     def device_batch(self, step: int) -> Batch:
         """The batch of one step on the mesh: subjects over `subject`, rows over `data` and `fsdp`."""
+        return self.batch_of(self.drawn(step), self._constants if self._resident is None else self._resident[1])
+
+    def batch_of(self, rows: Rows, constants: Sequence) -> Batch:
+        """Any rows on the mesh.
+
+        Args:
+            rows: Which, `[s, b]`.
+            constants: Weights, `is_prior` and row numbers `[s, b]`, on the host or on the mesh already.
+        """
+        constants = [self.put(array) if isinstance(array, np.ndarray) else array for array in constants]
         if self._resident is None:
-            return jax.tree.map(self._put, self.host_batch(step))
-        tables, constants = self._resident
-        indices = jax.tree.map(self._put, tuple(self.drawn(step)))
-        return self._batch(gather(self.mesh)(tables, self._index_of_each(indices)), constants)
+            return self._batch(jax.tree.map(self.put, self._on_host(rows)), constants)
+        indices = jax.tree.map(self.put, tuple(rows))
+        return self._batch(gather(self.mesh)(self._resident[0], self._index_of_each(indices)), constants)
+
+    @property
+    def probed_kinds(self) -> tuple[int, ...]:
+        """What `fixed_rows` are taken of: instance pictures, held out if there are such, and class pictures."""
+        instance = INSTANCE if self.held_out is None else HELD_OUT
+        return (instance,) if self.prior is None else (instance, PRIOR)
+
+    def fixed_rows(self, kind: int, count: int) -> Rows:
+        """`count` rows of a kind `[s, count]`, the same each time: views far apart, the first caption of each."""
+        found = []
+        for subject, examples in enumerate(self._kinds[kind]):
+            views = spread_views(count, len(examples), examples.parts)
+            found.append(self._placed(kind, subject, views, examples.text_index[views, 0]))
+        return Rows(*map(np.stack, zip(*found, strict=True)))
+
+    def put(self, array: np.ndarray) -> jax.Array:
+        """Rows `[s, b, ...]` of the host on the mesh."""
+        return put(array, batch_sharding(self.mesh))
 
     def drawn(self, step: int) -> Rows:
         """The rows of one step `[s, b]`."""
@@ -127,14 +160,17 @@ class BatchStream:
         if self.caption_dropout and kind == INSTANCE:
             chance = np.random.default_rng([seed, DROPOUT_STREAM, number, step]).random(len(views))
             texts = np.where(chance < self.caption_dropout, _texts(examples) - 1, texts)
-        # Behind those of the kinds before.
+        return self._placed(kind, subject, views, texts)
+
+    def _placed(self, kind: int, subject: int, views: np.ndarray, texts: np.ndarray) -> Rows:
+        """Rows of a kind as they lie in the tables: behind those of the kinds before."""
         before = [self._kinds[other][subject] for other in self._kinds if other < kind]
         return Rows(views + sum(map(len, before)), texts + sum(map(_texts, before)))
 
     @cached_property
     def _kinds(self) -> dict[int, Sequence[Examples]]:
         """The examples of every kind of row that there is, in the order in which they lie in the tables."""
-        kinds = {INSTANCE: self.instance, PRIOR: self.prior, COLLAGE: self.collages}
+        kinds = {INSTANCE: self.instance, PRIOR: self.prior, COLLAGE: self.collages, HELD_OUT: self.held_out}
         return {kind: examples for kind, examples in kinds.items() if examples is not None}
 
     @cached_property
@@ -163,7 +199,7 @@ class BatchStream:
         """Tables and constants on the devices; None if there is no room for them."""
         if not fits(self._tables, self.mesh):
             return None
-        return put_tables(self._tables, self.mesh), jax.tree.map(self._put, self._constants)
+        return put_tables(self._tables, self.mesh), jax.tree.map(self.put, self._constants)
 
     @cached_property
     def _constants(self) -> tuple[np.ndarray, ...]:
@@ -175,6 +211,14 @@ class BatchStream:
             is_prior = np.tile([False, True], size)
         numbers = np.arange(len(weights), dtype=np.int32)
         return tuple(np.tile(constant, (subjects, 1)) for constant in (weights, is_prior, numbers))
+
+    def _on_host(self, rows: Rows) -> list[np.ndarray]:
+        """The rows of every table `[s, b, ...]`."""
+        subjects = [
+            [rows_of(parts, index[subject]) for parts, index in zip(tables, self._index_of_each(rows), strict=True)]
+            for subject, tables in enumerate(self._tables)
+        ]
+        return [np.stack(column) for column in zip(*subjects, strict=True)]
 
     def _index_of_each(self, indices: tuple) -> list:
         """Views' numbers for every table but the text's, which have their own."""
@@ -190,9 +234,6 @@ class BatchStream:
         return Batch(
             moments, jax.tree.unflatten(jax.tree.structure(self.instance[0].text), rest), time_ids, *constants, mask
         )
-
-    def _put(self, array: np.ndarray) -> jax.Array:
-        return put(array, batch_sharding(self.mesh))
 
 
 def _texts(examples: Examples) -> int:

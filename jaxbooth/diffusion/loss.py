@@ -72,8 +72,13 @@ def sample_posterior(moments: Float[Array, "*b h w c2"], noise: Float[Array, "*b
     return mean + jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0)) * noise
 
 
-def draw(objective: Objective, moments: Float[Array, "b h w c2"], keys: Key[Array, " b"]) -> Draw:
-    """Draws latents, noise and a timestep for each row from its key, and mixes them."""
+def draw(
+    objective: Objective,
+    moments: Float[Array, "b h w c2"],
+    keys: Key[Array, " b"],
+    timesteps: Int[Array, " b"] | None = None,
+) -> Draw:
+    """Draws latents, noise and a timestep for each row from its key, and mixes them; `timesteps` may be given."""
     schedule = objective.schedule
 
     def draw_row(moments: Array, key: Array) -> tuple[Array, Array, Array]:
@@ -87,7 +92,8 @@ def draw(objective: Objective, moments: Float[Array, "b h w c2"], keys: Key[Arra
         timestep = jax.random.randint(key_of[Stream.TIMESTEP], (), 0, schedule.num_train_timesteps)
         return latents * objective.scaling_factor, noise, timestep
 
-    latents, noise, timesteps = jax.vmap(draw_row)(moments.astype(jnp.float32), keys)
+    latents, noise, drawn = jax.vmap(draw_row)(moments.astype(jnp.float32), keys)
+    timesteps = drawn if timesteps is None else timesteps
     return Draw(latents, noise, timesteps, add_noise(schedule, latents, noise, timesteps))
 
 
@@ -121,6 +127,7 @@ def row_losses(
     keys: Key[Array, " b"],
     *,
     mask: Float[Array, "b h w"] | None = None,
+    timesteps: Int[Array, " b"] | None = None,
     prior: tuple[Predict, Bool[Array, " b"]] | None = None,
 ) -> Float[Array, " b"]:
     """Mean squared error of each row's prediction, in float32, times its min-SNR weight.
@@ -131,10 +138,11 @@ def row_losses(
         moments: mean and log-variance that the VAE gave, the log-variance not clipped.
         keys: one key per row, from the seed, the step and the row's number.
         mask: weight of each latent pixel; the mean is taken over what it leaves, sum(mask * error) / (c * sum(mask)).
+        timesteps: noise levels, where they are not to be drawn.
         prior: the frozen network, and the rows whose target is its prediction instead of the noise.
     """
     schedule = objective.schedule
-    latents, noise, timesteps, noisy_latents = draw(objective, moments, keys)
+    latents, noise, timesteps, noisy_latents = draw(objective, moments, keys, timesteps)
     model_pred = predict(noisy_latents, timesteps).astype(jnp.float32)
     wanted = target(schedule, latents, noise, timesteps)
     if prior is not None:

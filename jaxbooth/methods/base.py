@@ -97,7 +97,8 @@ class Method(BaseModel, abc.ABC, frozen=True, extra="forbid"):
         """The loss of one subject's rows `[b, ...]` with one key for each row; `reference` is the base's own model.
 
         Loss and metrics must be sums over rows: each device has some of them, and their sums are added up. What else is
-        taken over all rows of a step goes through `sharding.over_devices`.
+        taken over all rows of a step goes through `sharding.over_devices`. Where `batch.timesteps` are given (by the
+        probe), they take the place of those that keys draw.
         """
         return prior_preservation_loss(sd, batch, objective, keys, reference)
 
@@ -142,7 +143,9 @@ def prior_preservation_loss(
     since the model's own behaviour is the prior.
     """
     prior = None if reference is None else (predictor(reference, batch), batch.is_prior)
-    losses = row_losses(objective, predictor(sd, batch), batch.moments, keys, mask=batch.mask, prior=prior)
+    losses = row_losses(
+        objective, predictor(sd, batch), batch.moments, keys, mask=batch.mask, timesteps=batch.timesteps, prior=prior
+    )
     loss = jnp.sum(batch.weights * losses)
     metrics = {"loss/total": loss, "loss/instance": jnp.sum(jnp.where(batch.is_prior, 0.0, batch.weights * losses))}
     # Reported without lambda, so that runs with different weights compare.

@@ -10,6 +10,7 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,8 @@ class CheckpointStore:
 
     Args:
         folder: `RUN/checkpoints`; made if it is not there, readable by its owner only.
-        keep: number of newest checkpoints that stay, `None` for all. One goes only after a newer one is finished.
+        keep: number of newest checkpoints that stay, `None` for all. One goes only after a newer one is finished, and
+            the best one stays beside them.
         fingerprint: what the run is (method, base model, data, …) as JSON-able values. A checkpoint of another
             fingerprint is not restored; with `read_only`, what is given is compared.
         read_only: for sampling and export: never changes the folder; damaged checkpoints are passed over.
@@ -125,7 +127,24 @@ class CheckpointStore:
         from_process_zero(lambda: self._require_undamaged(step, table))
         return self._read(step, target)
 
-    def save(self, step: int, state: PyTree) -> None:
+    def best_step(self) -> int | None:
+        """Returns the step that was noted as the best one, or `None` if none was.
+
+        Raises:
+            CheckpointError: the note cannot be read.
+        """
+        return from_process_zero(self._folder.best_step)
+
+    def note_best(self, facts: dict[str, Any] | None) -> None:
+        """Notes which finished checkpoint is the best one and why (`{"step": ..., ...}`), or that none is.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        self._finish_commit()
+        from_process_zero(lambda: self._note(facts))
+
+    def save(self, step: int, state: PyTree, best: dict[str, Any] | None = None) -> None:
         """Starts a save; on return the state may be changed or donated, and writing goes on in the background.
 
         Waits for the save before it. Does nothing if the step has a finished checkpoint.
@@ -133,6 +152,7 @@ class CheckpointStore:
         Args:
             step: optimiser steps taken.
             state: leaves are `jax.Array`s, over all processes.
+            best: what is noted once it is finished, if it is the best one so far.
 
         Raises:
             CheckpointError: this save, or the one before it, could not be written.
@@ -143,6 +163,8 @@ class CheckpointStore:
             self._finish_commit()
         name = from_process_zero(lambda: self._next_draft(step))
         if name is None:
+            if best is not None:
+                self.note_best(best)
             return
         draft = self._folder.path / name
         try:
@@ -152,7 +174,7 @@ class CheckpointStore:
         except Exception as error:
             self._discard(draft)
             raise self._unwritable(step, error) from error
-        self._pending = self._committer.submit(self._commit, step, draft, leaf_table(named))
+        self._pending = self._committer.submit(self._commit, step, draft, leaf_table(named), best)
 
     def close(self) -> None:
         """Waits until the last save is finished.
@@ -175,7 +197,13 @@ class CheckpointStore:
         except OSError as error:
             raise self._unwritable(step, error) from error
 
-    def _commit(self, step: int, draft: Path, table: LeafTable) -> None:
+    def _note(self, facts: dict[str, Any] | None) -> None:
+        try:
+            self._folder.note_best(facts)
+        except OSError as error:
+            raise CheckpointError(f"{self._folder.path}: the best checkpoint could not be noted: {error}") from error
+
+    def _commit(self, step: int, draft: Path, table: LeafTable, best: dict[str, Any] | None) -> None:
         """Runs in the background: waits for the data of all processes, then seals it on process 0."""
         packages = {name: version(name) for name in ("jax", "orbax-checkpoint")}
         facts = {"step": step, "fingerprint": self._fingerprint, "leaves": table, "versions": packages}
@@ -184,6 +212,8 @@ class CheckpointStore:
             try:
                 if jax.process_index() == 0:
                     self._folder.finish(draft, step, facts)
+                    if best is not None:
+                        self._folder.note_best(best)
                     if self._keep is not None:
                         self._folder.prune(step, self._keep)
             finally:

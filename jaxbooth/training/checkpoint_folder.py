@@ -4,20 +4,25 @@ checkpoints/
   200/                  a checkpoint: state/ (Orbax) and DONE.json
   300.tmp-4f1c…/        a draft; its writer holds a lock on it as long as it lives
   250.damaged-0/        did not match its DONE.json; kept for inspection, never read
+  best.json             which checkpoint is the best one and why: it stays when older ones go
 """
 
 import fcntl
+import json
 import logging
 import os
 import re
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 from jaxbooth.errors import CheckpointError
 from jaxbooth.training import digests
 
 logger = logging.getLogger(__name__)
+
+BEST = "best.json"
 
 
 class CheckpointFolder:
@@ -126,9 +131,16 @@ class CheckpointFolder:
         logger.warning("%s: damaged, kept as %s: %s", self.of(step), aside.name, "; ".join(problems))
 
     def prune(self, step: int, keep: int) -> None:
-        """Removes the finished checkpoints before `step`, except for the newest `keep - 1` of them."""
+        """Removes the finished checkpoints before `step`, except for the newest `keep - 1` of them and the best one."""
+        try:
+            best = self.best_step()
+        except CheckpointError as error:
+            logger.warning("%s No checkpoint is removed until then.", error)
+            return
         older = [other for other in self.finished() if other < step]
         for other in older[: max(0, len(older) - (keep - 1))]:
+            if other == best:
+                continue
             # Renamed first: a kill while its files go must not leave half a checkpoint under its name.
             leaving = self.path / f"{other}.tmp-{uuid.uuid4().hex[:12]}"
             try:
@@ -136,6 +148,35 @@ class CheckpointFolder:
                 shutil.rmtree(leaving)
             except OSError as error:
                 logger.warning("%s: the old checkpoint could not be removed: %s", self.of(other), error)
+
+    def best_step(self) -> int | None:
+        """The step that is noted as the best one, or `None` if none is.
+
+        Raises:
+            CheckpointError: the note cannot be read.
+        """
+        try:
+            return int(json.loads((self.path / BEST).read_text())["step"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.path / BEST} cannot be read ({error!r}): remove it.") from error
+
+    def note_best(self, facts: dict[str, Any] | None) -> None:
+        """Notes which step is the best and why, or that none is; what was noted before is replaced as a whole."""
+        file = self.path / BEST
+        if facts is None:
+            file.unlink(missing_ok=True)
+            return
+        text = json.dumps(facts, indent=1) + "\n"
+        if file.is_file() and file.read_text() == text:
+            return
+        draft = self.path / f".{BEST}.writing"
+        draft.touch(mode=0o600)
+        draft.write_text(text)
+        digests.sync(draft)
+        draft.rename(file)
+        digests.sync(self.path)
 
     def _remove_if_abandoned(self, draft: Path) -> None:
         try:

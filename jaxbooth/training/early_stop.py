@@ -5,7 +5,6 @@ fixed rows with fixed noise and timesteps does, and where its recent variance is
 settled.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,11 @@ from pydantic import BaseModel, Field
 
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.methods.base import Method
-from jaxbooth.sharding import batch_sharding, replicated, subject_sharding
-from jaxbooth.training.gradients import row_keys
+from jaxbooth.training.fixed_rows import fixed_loss_program, on_host
+from jaxbooth.training.looks import Looks
 from jaxbooth.training.pack import Pack
-from jaxbooth.training.state import Flat, Split, TrainState, state_shardings
+from jaxbooth.training.state import Flat, Split, TrainState
 from jaxbooth.types import Batch
-
-NEVER = -1  # the step whose noise no training step draws: keys take it as the largest of 32 bits
 
 
 class EarlyStopConfig(BaseModel, frozen=True, extra="forbid"):
@@ -54,34 +51,9 @@ def bind_fixed_loss(program: Callable, base: Flat, batch: Batch, pack: Pack) -> 
     """What `make_fixed_loss` returns, from a program that other subjects may share."""
 
     def of_state(state: TrainState) -> np.ndarray:
-        return np.asarray(program(state.adapter, state.statistics, base, batch, pack).addressable_data(0))
+        return on_host(program(state.adapter, state.statistics, base, batch, pack))["loss/instance"]
 
     return of_state
-
-
-def fixed_loss_program(method: Method, split: Split, objective: Objective, mesh: Mesh, state: TrainState) -> Callable:
-    """Builds `(adapter, statistics, base, batch, pack) -> losses [s]`; `state` gives shapes and layout only."""
-
-    def one_subject(adapter, statistics, terms: Pack, batch, base):
-        keys = row_keys(jax.random.wrap_key_data(terms.key_data), np.uint32(NEVER % 2**32), terms.numbers, batch.rows)
-        tree = split.merge({**adapter, **statistics}, base)
-        return method.loss(tree, batch, objective, keys, tree if objective.prior_by_prediction else None)[1][
-            "loss/instance"
-        ]
-
-    def losses(adapter, statistics, base, batch, pack):
-        if batch.weights.shape[0] == 1:
-            squeezed = jax.tree.map(lambda x: x[0], (adapter, statistics, pack, batch))
-            return one_subject(*squeezed, base)[None]
-        over = jax.vmap(one_subject, in_axes=(0, 0, 0, 0, None), spmd_axis_name="subject")
-        return over(adapter, statistics, pack, batch, base)
-
-    layout = state_shardings(state, mesh)
-    return jax.jit(
-        losses,
-        in_shardings=(layout.adapter, layout.statistics, None, batch_sharding(mesh), subject_sharding(mesh)),
-        out_shardings=replicated(mesh),
-    )
 
 
 class EarlyStop:
@@ -95,45 +67,46 @@ class EarlyStop:
     """
 
     def __init__(self, config: EarlyStopConfig, fixed_loss: Callable, file: Path, subjects: int):
-        self._config, self._fixed_loss, self._file, self._subjects = config, fixed_loss, file, subjects
-        self._looks: list[list[float]] = []
+        self._config, self._fixed_loss, self._looks, self._subjects = config, fixed_loss, Looks(file), subjects
         self.over = False  # whether no subject moves any more
 
     def go_on(self, step: int) -> None:
         """Remembers looks up to a step, and forgets those of steps that are about to be taken again."""
-        lines = self._file.read_text().splitlines() if self._file.is_file() else []
-        known = [row for row in map(_read, lines) if row is not None and row["step"] <= step]
-        self._looks = [row["fixed_loss"] for row in known]
-        if jax.process_index() == 0:
-            self._file.write_text("".join(json.dumps(row) + "\n" for row in known))
+        self._looks.go_on(step)
 
     def after(self, step: int, state: TrainState) -> TrainState:
         """The state with `ended` set for subjects that have settled with this step."""
         if step % self._config.every_steps:
             return state
-        self._looks.append([float(loss) for loss in self._fixed_loss(state)[: self._subjects]])
-        if jax.process_index() == 0:
-            with self._file.open("a") as file:
-                file.write(json.dumps({"step": step, "fixed_loss": self._looks[-1]}) + "\n")
-        settled = np.zeros(state.ended.shape, bool)
-        settled[: self._subjects] = [has_settled(losses, self._config) for losses in zip(*self._looks, strict=True)]
-        if settled.any():
-            ended = jnp.where((state.ended == 0) & settled, step, state.ended)
-            state = replace(state, ended=jax.device_put(ended, state.ended.sharding))
-            self.over = all_ended(state, self._subjects)
+        self._looks.add(step, fixed_loss=[float(loss) for loss in self._fixed_loss(state)[: self._subjects]])
+        each = zip(*(look["fixed_loss"] for look in self._looks.rows), strict=True)
+        settled = [has_settled(losses, self._config) for losses in each]
+        state, self.over = end_subjects(state, step, settled)
         return state
+
+
+def end_subjects(state: TrainState, step: int, which: Sequence[bool]) -> tuple[TrainState, bool]:
+    """The state in which some subjects stand still from this step on, and whether none moves any more now.
+
+    Args:
+        which: Of each subject that learns, whether it has ended; who has before stays as it is.
+    """
+    if not any(which):
+        return state, False
+    ends = np.zeros(state.ended.shape, bool)
+    ends[: len(which)] = which
+    ended = jnp.where((state.ended == 0) & ends, step, state.ended)
+    state = replace(state, ended=jax.device_put(ended, state.ended.sharding))
+    return state, all_ended(state, len(which))
 
 
 def all_ended(state: TrainState, subjects: int) -> bool:
     """Whether none of the subjects moves any more."""
+    return bool((ends_of(state, subjects) != 0).all())
+
+
+def ends_of(state: TrainState, subjects: int) -> np.ndarray:
+    """`state.ended` of the subjects that learn, on every host."""
     ended = state.ended
     whole = ended if ended.is_fully_addressable else multihost_utils.process_allgather(ended, tiled=True)
-    return bool((np.asarray(whole)[:subjects] != 0).all())
-
-
-def _read(line: str) -> dict | None:
-    """A line; one that a crash cut off counts as never written."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+    return np.asarray(whole)[:subjects]

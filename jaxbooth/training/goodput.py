@@ -1,8 +1,8 @@
 """Where the wall time of a run goes: what part of it trained, and what the rest was spent on.
 
-Read off the host's clock alone: the device is never waited for on this account. The host runs ahead of it, so seconds
-that it spends on the next batch while a step is computed count as data although nothing was lost by them: the share of
-training is rather told too low than too high.
+Read off the host's clock alone: the device is waited for on this account only before a probe or a preview. The host
+runs ahead of it, so seconds that it spends on the next batch while a step is computed count as data although nothing
+was lost by them: the share of training is rather told too low than too high.
 """
 
 import time
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 COMPILE, DATA, CHECKPOINT, OTHER = "compile", "data", "checkpoint", "other"
 PARTS = ("startup", COMPILE, DATA, CHECKPOINT, OTHER)
+PROBE, PREVIEW = "probe", "preview"  # parts that only runs have that do such a thing
 
 
 class Goodput:
@@ -21,8 +22,10 @@ class Goodput:
     data         making batches and handing them to the device
     checkpoint   restoring and saving
     other        writing metrics and progress
+    probe        the loss of fixed rows (training/probe.py)
+    preview      pictures drawn between steps
 
-    Looks at fixed rows (early stopping) count as training: whoever waits for one waits for the steps before it, too.
+    Looks of early stopping count as training: whoever waits for one waits for the steps before it, too.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -40,7 +43,12 @@ class Goodput:
         try:
             yield
         finally:
-            self._seconds[part] += self._clock() - began
+            self._seconds[part] = self._seconds.get(part, 0.0) + self._clock() - began
+
+    @property
+    def aside(self) -> float:
+        """Seconds of probes and previews so far: between steps, and no part of any."""
+        return sum(self._seconds.get(part, 0.0) for part in (PROBE, PREVIEW))
 
     def values(self) -> dict[str, float]:
         """Seconds since the run's process began, as metrics; `time/goodput` is the share in which steps were taken."""

@@ -24,12 +24,12 @@ from jaxbooth.training.pack import Pack
 from jaxbooth.training.state import Flat, Split, flatten
 from jaxbooth.types import Batch, Metrics, PRNGKey
 
-NOISE_STREAM = 1  # of `row_keys`; data order draws from streams of its own (data/batches.py)
+NOISE_STREAM, PROBE_STREAM = 1, 6  # of `row_keys`; data order draws from streams of its own (data/batches.py)
 
 
-def row_keys(key: PRNGKey, step, subject, rows) -> PRNGKey:
+def row_keys(key: PRNGKey, step, subject, rows, stream: int = NOISE_STREAM) -> PRNGKey:
     """One key for each row: a function of the seed's key, stream, step, subject and row, on any mesh and hosts."""
-    key = jax.random.fold_in(key, NOISE_STREAM)
+    key = jax.random.fold_in(key, stream)
     key = jax.random.fold_in(jax.random.fold_in(key, step), subject)
     return jax.vmap(partial(jax.random.fold_in, key))(rows)
 
@@ -44,21 +44,52 @@ def pack_gradients(method: Method, split: Split, objective: Objective, mesh: Mes
     """
 
     def gradients(adapter: Flat, statistics: Flat, base: Flat, batch: Batch, pack: Pack, step):
-        shapes = {name: leaf.shape[1:] for name, leaf in adapter.items()} | {name: v.shape for name, v in base.items()}
-        axes = {name: fsdp_dimension(shape, mesh.shape["fsdp"]) for name, shape in shapes.items()}
-        specs = {name: parameter_spec(shape, mesh) for name, shape in shapes.items()}
-        spread, rows = {name: P("subject", *specs[name]) for name in adapter}, P("subject", ROWS)
-        one = partial(_one_subject, method, split, objective, partial(_whole, mesh, axes), mesh, accumulation)
-        sharded = jax.shard_map(
-            partial(_each_subject, one),
-            mesh=mesh,
-            in_specs=(spread, P("subject"), {name: specs[name] for name in base}, rows, P("subject"), P()),
-            out_specs=(spread, P("subject"), P("subject")),
-            check_vma=False,  # sums over devices are written out in `_whole`
-        )
+        one = partial(_one_subject, method, split, objective, mesh, accumulation)
+        spread = _specs(adapter, mesh, subjects=True)
+        sharded = _over_mesh(mesh, one, adapter, base, (spread, P("subject"), P("subject")))
         return sharded(adapter, statistics, base, batch, pack, step)
 
     return gradients
+
+
+def pack_losses(
+    method: Method, split: Split, objective: Objective, mesh: Mesh, stream: int = NOISE_STREAM, as_drawn: bool = False
+) -> Callable:
+    """Builds `(adapter, statistics, base, batch, pack, step) -> metrics [s]`: what `pack_gradients` tells; none move.
+
+    Args:
+        stream: Of the rows' keys.
+        as_drawn: Look at the model that pictures are drawn with: no running mean follows the rows, so that a row's loss
+            does not depend on the others.
+    """
+
+    def losses(adapter: Flat, statistics: Flat, base: Flat, batch: Batch, pack: Pack, step):
+        one = partial(_losses_of_one, method, split, objective, mesh, stream, as_drawn)
+        sharded = _over_mesh(mesh, one, adapter, base, P("subject"))
+        return sharded(adapter, statistics, base, batch, pack, step)
+
+    return losses
+
+
+def _over_mesh(mesh: Mesh, one: Callable, adapter: Flat, base: Flat, results) -> Callable:
+    """`one` subject's part on one device as a program of the whole mesh; `results` are the layouts of its results."""
+    shapes = {name: leaf.shape[1:] for name, leaf in adapter.items()} | {name: v.shape for name, v in base.items()}
+    axes = {name: fsdp_dimension(shape, mesh.shape["fsdp"]) for name, shape in shapes.items()}
+    spread, frozen, subject = _specs(adapter, mesh, subjects=True), _specs(base, mesh), P("subject")
+    return jax.shard_map(
+        partial(_each_subject, partial(one, partial(_whole, mesh, axes))),
+        mesh=mesh,
+        in_specs=(spread, subject, frozen, P("subject", ROWS), subject, P()),
+        out_specs=results,
+        check_vma=False,  # sums over devices are written out in `_whole`
+    )
+
+
+def _specs(arrays: Flat, mesh: Mesh, subjects: bool = False) -> dict[str, P]:
+    """How weights are laid out, with a leading subject axis or without."""
+    if subjects:
+        return {name: P("subject", *parameter_spec(leaf.shape[1:], mesh)) for name, leaf in arrays.items()}
+    return {name: parameter_spec(leaf.shape, mesh) for name, leaf in arrays.items()}
 
 
 def _each_subject(one: Callable, adapter: Flat, statistics: Flat, base: Flat, batch: Batch, pack: Pack, step):
@@ -72,7 +103,7 @@ def _each_subject(one: Callable, adapter: Flat, statistics: Flat, base: Flat, ba
 
 
 def _one_subject(
-    method, split, objective, whole, mesh, accumulation, adapter: Flat, statistics: Flat, terms: Pack, batch: Batch,
+    method, split, objective, mesh, accumulation, whole, adapter: Flat, statistics: Flat, terms: Pack, batch: Batch,
     base: Flat, step,
 ) -> tuple[Flat, Metrics, Flat]:  # fmt: skip
     """Of one subject's rows on this device."""
@@ -99,6 +130,24 @@ def _one_subject(
     else:
         (grads, metrics), statistics = _accumulated(gradients, statistics, batch, keys, accumulation)
     return grads, jax.tree.map(partial(_sum, mesh, ROWS), metrics), statistics
+
+
+def _losses_of_one(
+    method, split, objective, mesh, stream, as_drawn, whole, adapter: Flat, statistics: Flat, terms: Pack, batch: Batch,
+    base: Flat, step,
+) -> Metrics:  # fmt: skip
+    """Of one subject's rows on this device, summed over devices."""
+    dtypes = compute_dtypes(split.merge({**adapter, **statistics}, base))
+    keys = row_keys(jax.random.wrap_key_data(terms.key_data), step, terms.numbers, batch.rows, stream)
+    weights = {name: whole(name, value, dtypes.get(name)) for name, value in {**base, **adapter}.items()}
+    tree, reference = split.merge({**weights, **statistics}, {}), None
+    if as_drawn:
+        method.for_sampling(tree)
+    if objective.prior_by_prediction:
+        reference = split.merge({**weights, **statistics}, {})
+        set_strength(reference, 0.0)
+    _, metrics = method.loss(tree, batch, objective, keys, reference)
+    return jax.tree.map(partial(_sum, mesh, ROWS), metrics)
 
 
 def _accumulated(gradients: Callable, statistics: Flat, batch: Batch, keys: PRNGKey, accumulation: int):

@@ -4,9 +4,12 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,11 @@ class MetricsWriter:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self.board.add_scalar(name, value, step)
+
+    def images(self, step: int, files: Sequence[Path]) -> None:
+        """Mirrors pictures that were written at a step to TensorBoard, under the names of their files."""
+        for file in files if self.board is not None else ():
+            self.board.add_image(f"samples/{file.stem}", np.asarray(Image.open(file)), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes TensorBoard."""

@@ -74,7 +74,8 @@ def solo_losses(folder: Path, name: str, seed: int) -> list[float]:
     run_dir = str(folder / f"solo-{name}")
     changes = {"train": train, "optimizer": optimizer, "run_dir": run_dir, "export": False}
     train_run(prepare(config.model_copy(update=changes)))
-    return [line["loss/total"] for line in read_lines(Path(run_dir) / "metrics.jsonl")]
+    lines = read_lines(Path(run_dir) / "metrics.jsonl")
+    return [line["loss/total"] for line in lines if line["step"] > 0]  # a probe has looked at step 0 already
 
 
 def read_lines(file: Path) -> list[dict]:
