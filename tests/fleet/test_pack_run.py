@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from small_packs import drawings, fleet_of, job_of, one_quick_device, programs, read_lines, solo_losses, write_fleet
 from twins import SMALLEST, make_twin
 
-from jaxbooth import pack_run
+from jaxbooth import pack_run, pipeline
 from jaxbooth.fleet.pack_folders import begun_pack
 from jaxbooth.fleet.store import OutputStore
 from jaxbooth.fleet.strikes import StrikeBook
@@ -50,6 +50,7 @@ def trained(quick, base, tmp_path_factory):
     photo = folder / "photos" / "hurt" / "1.png"
     photo.write_bytes(photo.read_bytes()[:600])  # its header is whole
     job = job_of(folder, ["ann", "bob", "cat"], ["hurt", "mad", "eve"])
+    pipeline._program.cache_clear()  # else pictures are drawn by what other tests' models of the same sizes compiled
     with programs() as compiled, drawings() as drawn, pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack_run, "write_result", when_the_next_pack_is_at_work(job, write_result))
         run_job(job)
