@@ -66,7 +66,7 @@ def evaluate(
     """Draw the protocol's pictures and score them. To resume, run the same command again."""
     from jaxbooth.errors import ConfigError
 
-    given = [path for path in sources or ()]
+    given = list(sources or ())
     if calibrate is not None:
         from jaxbooth.evaluate_text import photo_lines, photos_below
         from jaxbooth.evaluation.scoring import load_encoders

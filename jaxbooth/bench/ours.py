@@ -13,13 +13,13 @@ from flax import nnx
 from jaxbooth.bench.case import LORA_RANK, LORA_TARGETS, Case, Figure
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.methods import DreamBooth, LoRA
-from jaxbooth.pipeline import StableDiffusion, build, schedule_of, size_ids
+from jaxbooth.pipeline import StableDiffusion, schedule_of, size_ids
 from jaxbooth.planning.count import flops_of
-from jaxbooth.planning.step import StepRecipe, abstract_batch, abstract_pack
+from jaxbooth.planning.step import StepRecipe, abstract_batch, abstract_model, trace_step
 from jaxbooth.sharding import MeshConfig, batch_sharding, make_mesh, put
 from jaxbooth.training.optimizer import OptimizerConfig
 from jaxbooth.training.pack import alike, pack_arrays
-from jaxbooth.training.state import abstract_state, flatten, init_state, trainable_tree, unflatten
+from jaxbooth.training.state import flatten, init_state, trainable_tree, unflatten
 from jaxbooth.training.step import make_train_step
 from jaxbooth.types import Batch
 
@@ -66,24 +66,15 @@ def recipe_of(case: Case) -> StepRecipe:
 def model_flops(recipe: StepRecipe) -> float:
     """Of one step's matrix products and convolutions; nothing is computed again but what the method asks for."""
     recipe, mesh = replace(recipe, remat="none"), make_mesh(MeshConfig(), jax.devices()[:1])
-    split, state = abstract_state(recipe.method, shapes_of(recipe), 1, recipe.optimizer, mesh)
-    step = make_train_step(recipe.method, split, recipe.optimizer, recipe.objective, mesh, state)
-    return flops_of(step.trace(state, split.base, abstract_batch(recipe, 1, mesh), abstract_pack(1, mesh)).jaxpr)
+    return flops_of(trace_step(recipe, 1, mesh).jaxpr)
 
 
 def random_model(recipe: StepRecipe) -> StableDiffusion:
     """What trains and what is trained beside, with weights that keep activations near 1; made on the device."""
-    graphdef, shapes = nnx.split(trainable_tree(recipe.method, shapes_of(recipe)))
+    graphdef, shapes = nnx.split(trainable_tree(recipe.method, abstract_model(recipe)))
     leaves = flatten(shapes).items()
     filled = {name: _fill(name, leaf, number) for number, (name, leaf) in enumerate(leaves)}
     return nnx.merge(graphdef, unflatten(filled))
-
-
-def shapes_of(recipe: StepRecipe) -> StableDiffusion:
-    """The base without an array."""
-    kinds = {"dtype": jnp.dtype(recipe.dtype), "param_dtype": jnp.float32, "remat": recipe.remat}
-    kinds["rounded"] = recipe.method.multiplies_base_only
-    return nnx.eval_shape(lambda: build(recipe.family, **kinds, rngs=nnx.Rngs(0)))
 
 
 def random_batch(recipe: StepRecipe, mesh) -> Batch:

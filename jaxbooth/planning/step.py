@@ -66,7 +66,7 @@ def abstract_step(recipe: StepRecipe, subjects: int, mesh: Mesh | AbstractMesh) 
     """
     check_rows(mesh, subjects, recipe.rows, recipe.accumulation)
     ema, texts = recipe.ema_decay is not None, _abstract_texts(recipe, subjects)
-    split, state = abstract_state(recipe.method, _model(recipe), subjects, recipe.optimizer, mesh, ema, texts)
+    split, state = abstract_state(recipe.method, abstract_model(recipe), subjects, recipe.optimizer, mesh, ema, texts)
     step = make_train_step(
         recipe.method, split, recipe.optimizer, recipe.objective, mesh, state,
         accumulation=recipe.accumulation, ema_decay=recipe.ema_decay,
@@ -124,7 +124,8 @@ def abstract_pack(subjects: int, mesh: Mesh) -> Pack:
     return Pack(leaf(2, dtype=jnp.uint32), leaf(), leaf(), leaf(dtype=jnp.float32))
 
 
-def _model(recipe: StepRecipe) -> StableDiffusion:
+def abstract_model(recipe: StepRecipe) -> StableDiffusion:
+    """The base without an array, its weights of the dtypes that `trained.load_base` gives them."""
     kinds = {"dtype": jnp.dtype(recipe.dtype), "param_dtype": jnp.float32, "remat": recipe.remat}
     kinds["rounded"] = recipe.method.multiplies_base_only
     sd = nnx.eval_shape(lambda: build(recipe.family, **kinds, rngs=nnx.Rngs(0)))

@@ -21,15 +21,20 @@ def facts_section(sources: list[Source]) -> str:
     facts = [_facts(source) | _costs(source.runs) for _, source in shown]
     names = list(dict.fromkeys(name for column in facts for name in column))
     head = "".join(f'<th scope="col"><i class="dot c{n % 8}"></i>{text(source.name)}</th>' for n, source in shown)
-    rows = "".join(
-        f'<tr><th scope="row">{text(name)}</th>'
-        + "".join(f"<td>{text(column.get(name, ''), LONGEST)}</td>" for column in facts)
-        + "</tr>"
-        for name in names
-    )
+    rows = _rows(names, facts)
     return (
         '<section id="runs"><h2>What was done, and what it cost</h2><div class="wide"><table>'
         f'<thead><tr><th scope="col">&nbsp;</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>'
+    )
+
+
+def _rows(names: list[str], columns: list[dict[str, str]]) -> str:
+    """A row for each name, with what each column says of it."""
+    return "".join(
+        f'<tr><th scope="row">{text(name)}</th>'
+        + "".join(f"<td>{text(column.get(name, ''), LONGEST)}</td>" for column in columns)
+        + "</tr>"
+        for name in names
     )
 
 
@@ -124,12 +129,7 @@ def _differences(runs: list[RunFiles]) -> str:
     if not differing:
         return "<p>The configurations are the same.</p>"
     head = "".join(f'<th scope="col">{text(run.name)}</th>' for run in runs)
-    rows = "".join(
-        f'<tr><th scope="row">{text(key)}</th>'
-        + "".join(f"<td>{text(values.get(key, ''), LONGEST)}</td>" for values in flat)
-        + "</tr>"
-        for key in differing
-    )
+    rows = _rows(differing, flat)
     return (
         f'<div class="wide"><table><thead><tr><th scope="col">Differs</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"

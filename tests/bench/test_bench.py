@@ -16,6 +16,7 @@ from jaxbooth.bench.table import report, table
 from jaxbooth.errors import ConfigError
 from jaxbooth.families import tiny_files
 from jaxbooth.planning.chips import chip_of
+from jaxbooth.planning.step import abstract_model
 from jaxbooth.sharding import MeshConfig, make_mesh
 from jaxbooth.training.state import abstract_state
 
@@ -171,7 +172,7 @@ def test_both_train_as_many_numbers_of_a_published_base(base, method, count):
     assert sum(one.numel() for one in theirs.parameters() if one.requires_grad) == count
     recipe = ours.recipe_of(case)
     adapter = abstract_state(
-        recipe.method, ours.shapes_of(recipe), 1, recipe.optimizer, make_mesh(MeshConfig(), jax.devices()[:1])
+        recipe.method, abstract_model(recipe), 1, recipe.optimizer, make_mesh(MeshConfig(), jax.devices()[:1])
     )[1].adapter
     assert sum(leaf.size for leaf in adapter.values()) == count
 
