@@ -17,21 +17,9 @@ from jaxbooth.evaluation.prompt_sets import is_whole_benchmark, paper_subjects
 from jaxbooth.evaluation.published import ROWS, calibration
 from jaxbooth.evaluation.scoring import Encoders, real_measures
 from jaxbooth.evaluation.similarity_table import similarity
+from jaxbooth.report.published import METRICS
 
-TITLES = {
-    "dino": "DINO",
-    "clip_i": "CLIP-I",
-    "clip_t": "CLIP-T",
-    "clip_t_with_identifier": "CLIP-T with identifier",
-    "pres": "PRES (lower is better)",
-    "div": "DIV",
-    "subject_fidelity": "subject fidelity",
-    "prompt_fidelity": "prompt fidelity",
-    "diversity": "diversity",
-    "class_subject_similarity": "class to subject (lower is better)",
-    "class_drift": "class drift (lower is better)",
-    "class_diversity": "class diversity",
-}
+TITLES = {key: name if better == "higher" else f"{name} (lower is better)" for key, (name, better) in METRICS.items()}
 
 
 def plan_lines(evaluations: Sequence[Evaluation], seconds: float) -> list[str]:

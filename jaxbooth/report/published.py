@@ -7,19 +7,19 @@ STUDY = {
     "prompt": (81, 12, 7),
 }
 
-METRICS: dict[str, tuple[str, str]] = {  # key -> name, which direction is better
+METRICS: dict[str, tuple[str, str]] = {  # key -> name within a line, which direction is better
     "dino": ("DINO", "higher"),
     "clip_i": ("CLIP-I", "higher"),
     "clip_t": ("CLIP-T", "higher"),
     "clip_t_with_identifier": ("CLIP-T with identifier", "higher"),
     "pres": ("PRES", "lower"),
     "div": ("DIV", "higher"),
-    "subject_fidelity": ("Subject fidelity", "higher"),
-    "prompt_fidelity": ("Prompt fidelity", "higher"),
-    "class_subject_similarity": ("Class like the subject", "lower"),
-    "class_drift": ("Class drift", "lower"),
-    "diversity": ("Diversity", "higher"),
-    "class_diversity": ("Class diversity", "higher"),
+    "subject_fidelity": ("subject fidelity", "higher"),
+    "prompt_fidelity": ("prompt fidelity", "higher"),
+    "class_subject_similarity": ("class like the subject", "lower"),
+    "class_drift": ("class drift", "lower"),
+    "diversity": ("diversity", "higher"),
+    "class_diversity": ("class diversity", "higher"),
 }
 
 

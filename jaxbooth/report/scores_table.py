@@ -55,7 +55,8 @@ def _columns(sources: list[Source]) -> list[str]:
 
 
 def _name(key: str) -> str:
-    return METRICS.get(key, (key.replace("_", " "), ""))[0]
+    name = METRICS.get(key, (key.replace("_", " "), ""))[0]
+    return name[:1].upper() + name[1:] if key in METRICS else name
 
 
 def _better(key: str) -> str:
