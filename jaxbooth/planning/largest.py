@@ -21,7 +21,8 @@ def largest_that_fits(plan: Callable[[int], StepPlan], sizes: Sequence[int], fir
     """Plans of every size that was asked for; the largest whose `fits` is true is the answer.
 
     Sizes between the largest that fits and the smallest that does not are asked for until there is none. Memory grows
-    almost along a line: two answers tell where to look, and the compiler's own refusals have numbers too.
+    almost along a line: two answers tell where to look, and the compiler's own refusals have numbers too. Where little
+    room is left, the compiler computes things again to save it: the line there is flat and tells nothing.
 
     Args:
         plan: Asks the compiler.
@@ -43,7 +44,7 @@ def _next(plans: dict[int, StepPlan], between: Sequence[int], good: int) -> int:
     known = sorted((size, one.needed_bytes) for size, one in plans.items() if one.needed_bytes is not None)
     room = next(iter(plans.values())).available_bytes
     if len(known) > 1 and room is not None:
-        (size, needed), (other, more) = known[-2:]
+        (size, needed), (other, more) = known[:2]  # the smallest, far from where the compiler saves
         fitting = [one for one in between if needed + (more - needed) * (one - size) / (other - size) <= room]
         # Not too far beyond what is known to fit, where a line would be a guess.
         near = [one for one in fitting if one <= FAR * max(good, 1)]

@@ -61,3 +61,17 @@ def test_the_answer_is_the_largest_of_the_sizes_that_fits():
 def test_where_there_is_one_size_it_is_asked_for():
     assert asked(8, [8], 8) == ([8], 8)
     assert asked(7, [8], 8) == ([8], None)
+
+
+def test_what_the_compiler_saves_where_room_is_short_is_not_taken_for_the_line():
+    order = []
+
+    def plan(size):
+        # Along a line up to 14 GiB of 16; then with more and more computed again, up to 64.
+        order.append(size)
+        needed = min(6 + size / 4, 14 + size / 64) if size <= 64 else 6 + size / 4
+        return replace(said(size, size <= 64), needed_bytes=int(needed * 2**30), available_bytes=16 * 2**30)
+
+    plans = largest_that_fits(plan, sizes_to_try(lambda size: True, 1024), 16)
+    assert max(size for size in plans if plans[size].fits) == 64
+    assert order == [16, 32, 48, 64, 96]
