@@ -121,10 +121,10 @@ def main() -> None:
     for subject in subjects:
         sheet(folders, subject, list(settings.prompts.templates), given.out / f"sheet-{subject.name}.png")
     print(f"\n{table(scores)}\n")
-    print("| method | parameters | kilobytes | seconds |\n|---|---|---|---|")
+    print("| method, medians over subjects | parameters | kilobytes | seconds |\n|---|---|---|---|")
     for name, rows in costs.items():
-        means = (np.mean([row[key] for row in rows]) for key in ("parameters", "kilobytes", "seconds"))
-        print(f"| {name} | {' | '.join(f'{value:,.0f}' for value in means)} |")
+        medians = (np.median([row[key] for row in rows]) for key in ("parameters", "kilobytes", "seconds"))
+        print(f"| {name} | {' | '.join(f'{value:,.0f}' for value in medians)} |")
 
 
 if __name__ == "__main__":
