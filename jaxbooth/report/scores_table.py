@@ -17,7 +17,7 @@ def scores_section(sources: list[Source]) -> str:
     columns = _columns(scored)
     published = {name: values for name, values in _published(scored).items() if values.keys() & set(columns)}
     real = [(source.name, _numbers(source.scores.get("real"))) for source in scored]
-    rows = [_row(f"{name}: real photos", numbers, columns, "real") for name, numbers in real if numbers]
+    rows = [_row(f"{names}real photos", numbers, columns, "real") for names, numbers in _said_once(real) if numbers]
     rows += [_source_row(source, columns) for source in scored]
     rows += [_row(f"{name}, published", values, columns, "published") for name, values in published.items()]
     head = "".join(f'<th scope="col">{text(_name(key))}<small>{_better(key)}</small></th>' for key in columns)
@@ -43,10 +43,20 @@ def _published(sources: list[Source]) -> dict[str, dict[str, Any]]:
 def _warnings(sources: list[Source]) -> str:
     lines = [f"{source.name}: the real photos do not score as in the paper: do not put these beside published scores"
              for source in sources if source.scores.get("calibrated") is False]  # fmt: skip
-    for source in sources:
-        notes = source.scores.get("notes")
-        lines += [f"{source.name}: {note}" for note in notes] if isinstance(notes, list) else []
+    notes = [(source.name, source.scores.get("notes")) for source in sources]
+    lines += [f"{names}{note}" for names, found in _said_once(notes) if isinstance(found, list) for note in found]
     return f"<ul>{''.join(f'<li>{text(line, 300)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _said_once(said: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """What sources say, each thing once, behind the names of those who say it; no names where there is nothing else."""
+    found: list[tuple[list[str], Any]] = []
+    for name, value in said:
+        same = next((names for names, other in found if other == value), None)
+        same.append(name) if same is not None else found.append(([name], value))
+    if len(found) == 1 and len(said) > 1:
+        return [("", found[0][1])]
+    return [(f"{', '.join(names)}: ", value) for names, value in found]
 
 
 def _columns(sources: list[Source]) -> list[str]:
