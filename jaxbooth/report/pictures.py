@@ -15,6 +15,7 @@ from jaxbooth.errors import DataError
 
 LARGEST_SIDE = 512  # pixels; a page is no place to keep originals
 PIXEL_ART_SIDE = 128  # pixels; so small a picture is kept as it is, and shown without smoothing
+SMALL_QUALITY = 95  # of such a picture, where not all can be kept as they are: enlarged, its blocks would be seen
 # Longest side in pixels and WebP quality, the best first. The last one takes about 2 KB.
 RUNGS = ((512, 90), (512, 80), (448, 75), (384, 75), (320, 72), (256, 70), (192, 65), (128, 60), (96, 50))
 LEAST_BYTES = 3000  # of a picture on the last rung, in base64
@@ -102,6 +103,9 @@ def _fitted(image: Image.Image, side: int) -> Image.Image:
 
 def _encoded(image: Image.Image, side: int, quality: int) -> Embedded:
     image, stream = _fitted(image, side), io.BytesIO()
-    lossless = max(image.size) <= PIXEL_ART_SIDE and (side, quality) == RUNGS[0]
+    small = max(image.size) <= PIXEL_ART_SIDE
+    lossless = small and (side, quality) == RUNGS[0]
+    if small and side == LARGEST_SIDE:
+        quality = max(quality, SMALL_QUALITY)
     image.save(stream, "WEBP", lossless=lossless, quality=quality, method=4)
     return Embedded(f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}", *image.size)
