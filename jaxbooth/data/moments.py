@@ -1,6 +1,7 @@
 """VAE moments of views: computed once, in large batches over all subjects, and kept on disk by content."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -18,16 +19,18 @@ from jaxbooth.data.picture_views import PictureViews, cache_folder, decoded
 from jaxbooth.pipeline import StableDiffusion
 from jaxbooth.sharding import put, replicated, rows_sharding
 
+log = logging.getLogger(__name__)
+
 ENCODE_ROWS = 8  # pictures per device and VAE call
 
 
 def encode_moments(sd: StableDiffusion, sets: Sequence[PictureViews], mesh: Mesh, vae_digest: str) -> list[np.ndarray]:
     """VAE moments `[views, h, w, 2 c]` of each set; those that are not in the cache are encoded, all in one go.
 
-    A call of the VAE takes views of as many sets as it has room for.
+    A call of the VAE takes views of as many sets as it has room for. A file that is damaged counts as missing.
     """
     files = [_cache_file(each, vae_digest) for each in sets]
-    there = _on_every_process([file.is_file() for file in files])
+    there = _on_every_process([_is_whole(file, len(each)) for file, each in zip(files, sets, strict=True)])
     missing = {file: each for file, each, found in zip(files, sets, there, strict=True) if not found}
     encoded = _encode(sd, list(missing.values()), mesh)
     for file, each in missing.items():
@@ -38,6 +41,20 @@ def encode_moments(sd: StableDiffusion, sets: Sequence[PictureViews], mesh: Mesh
 def _cache_file(views: PictureViews, vae_digest: str) -> Path:
     name = hashlib.sha256(f"moments 1 {vae_digest} {views.digest}".encode()).hexdigest()[:32]
     return cache_folder() / "moments" / f"{name}.npy"
+
+
+def _is_whole(file: Path, views: int) -> bool:
+    """Whether the file is there and holds as many views as it should."""
+    if not file.is_file():
+        return False
+    try:
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+        problem = None if len(found) == views else f"{len(found)} views instead of {views}"
+    except (OSError, ValueError, TypeError, EOFError) as error:  # cut off, no array, or a single number
+        problem = str(error)
+    if problem:
+        log.warning("%s in the cache is damaged (%s): its pictures are encoded again", file, problem)
+    return problem is None
 
 
 def _encode(sd: StableDiffusion, sets: Sequence[PictureViews], mesh: Mesh):

@@ -77,6 +77,22 @@ def test_second_run_reads_the_moments_and_encodes_nothing(twin, mesh, photos, ca
     np.testing.assert_array_equal(first.moments, second.moments)
 
 
+@pytest.mark.parametrize("damage", ["cut off", "empty", "no array", "other views"])
+def test_a_damaged_file_is_told_and_encoded_again(twin, mesh, photos, cache, encoded, damage, caplog):
+    first = encode(twin("sd1"), captioned(photos), mesh)
+    moments, (file,) = np.array(first.moments), cache.iterdir()
+    whole = file.read_bytes()
+    file.unlink()  # what `first` reads from stays as it is
+    if damage == "other views":
+        np.save(file, moments[:2])
+    else:
+        file.write_bytes({"cut off": whole[: len(whole) // 2], "empty": b"", "no array": b"not an array"}[damage])
+    second = encode(twin("sd1"), captioned(photos), mesh)
+    assert len(encoded) == 2 and file.read_bytes() == whole
+    np.testing.assert_array_equal(second.moments, moments)
+    assert str(file) in caplog.text
+
+
 def test_captions_and_caption_dropout_do_not_matter_for_moments(twin, mesh, photos, cache, encoded):
     encode(twin("sd1"), captioned(photos), mesh)
     renamed = [CaptionedImage(image.source, "another", f"x{image.key}") for image in captioned(photos)]
