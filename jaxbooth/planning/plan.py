@@ -83,7 +83,9 @@ class StepPlan:
 
     @property
     def least_seconds(self) -> float | None:
-        """Roofline: no step can be faster than its products at the chip's peak, nor than its bytes at full bandwidth.
+        """Roofline: products at the chip's peak, or bytes at full bandwidth, whichever takes longer.
+
+        XLA's bytes are an upper count of the memory's traffic: what stays in VMEM is in them.
 
         None for devices whose peaks are not in the table.
         """

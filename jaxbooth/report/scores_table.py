@@ -52,8 +52,11 @@ def _said_once(said: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """What sources say, each thing once, behind the names of those who say it; no names where there is nothing else."""
     found: list[tuple[list[str], Any]] = []
     for name, value in said:
-        same = next((names for names, other in found if other == value), None)
-        same.append(name) if same is not None else found.append(([name], value))
+        names = next((names for names, other in found if other == value), None)
+        if names is None:
+            found.append(([name], value))
+        else:
+            names.append(name)
     if len(found) == 1 and len(said) > 1:
         return [("", found[0][1])]
     return [(f"{', '.join(names)}: ", value) for names, value in found]

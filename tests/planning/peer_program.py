@@ -7,8 +7,8 @@ diffusers had Flax models up to 0.39; they go into a folder of their own, beside
     jaxbooth plan configs/dreambooth/sd15.yaml base.path=sd15 base.dtype=bfloat16 mesh.fsdp=4 train.batch_size=4 \
         --topology v5e:2x2 --effort low --json
 
-SD 1.5 sizes (the defaults of that class are SD 1.x's, but for the heads), 512 px, 2 rows a device, activations in
-bfloat16, parameters and AdamW's moments in float32 on every device: how its DreamBooth example trained the UNet.
+SD 1.5 sizes (that class's defaults, but for what `SD15` names), 512 px, 2 rows a device, activations in bfloat16,
+parameters and AdamW's moments in float32 on every device.
 """
 
 import json
