@@ -4,7 +4,7 @@ from collections import Counter
 
 from jaxbooth.fleet_plan import FleetPlan
 from jaxbooth.planning.plan import StepPlan
-from jaxbooth.planning.text import GIB, LESS_MEMORY, NOT_COUNTED, exchanged, figures, machine_line, need, si
+from jaxbooth.planning.text import GIB, LESS_MEMORY, NOT_COUNTED, exchanged, figures, machine_line, moved, need, si
 
 
 def describe_plan(plan: FleetPlan) -> list[str]:
@@ -41,7 +41,7 @@ def _verdict(found: StepPlan) -> str:
         bound = f", {found.least_seconds:.3g} s at the least (bound by {found.bound_by})"
     return (
         f"{size}: {need(found)} ({parts}); "
-        f"{si(found.flops)}FLOP, {si(found.bytes_accessed)}B accessed{bound}; "
+        f"{si(found.flops)}FLOP, {moved(found)}{bound}; "
         f"collectives: {exchanged(found.collectives)} ({seconds})"
     )
 

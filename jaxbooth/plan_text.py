@@ -7,7 +7,7 @@ from typing import Any
 from jaxbooth.plan import RunPlan
 from jaxbooth.planning.chips import chip_of
 from jaxbooth.planning.plan import StepPlan
-from jaxbooth.planning.text import GIB, LESS_MEMORY, NOT_COUNTED, exchanged, figures, machine_line, need, si
+from jaxbooth.planning.text import GIB, LESS_MEMORY, NOT_COUNTED, exchanged, figures, machine_line, moved, need, si
 
 HEAD = (
     "topology", "fits", "needs GiB", "of", "FLOP", "bytes", "s/step >=", "bound by", "MFU", "img/s/chip", "minutes",
@@ -86,7 +86,7 @@ def _work(plan: RunPlan) -> list[str]:
     quick = " (an estimate)" if step.answered_by == "quick" else ""
     lines = [
         f"  work: {si(step.flops)}FLOP, {si(plan.counted.model_flops)}FLOP of them the model's own; "
-        f"{si(step.bytes_accessed)}B read and written{quick}",
+        f"{moved(step)}{quick}",
         f"  collectives: {exchanged(step.collectives)}",
     ]
     if step.least_seconds is None:
@@ -151,6 +151,7 @@ def as_json(plan: RunPlan) -> dict[str, Any]:
         "hbm_bytes": step.available_bytes,
         "flops": step.flops,
         "bytes_accessed": step.bytes_accessed,
+        "hbm_traffic_bytes": step.hbm_traffic_bytes,
         "roofline_seconds": step.least_seconds,
         "bound_by": step.bound_by,
         "collectives": None if step.collectives is None
@@ -187,6 +188,7 @@ def _tried(plan: RunPlan, size: int) -> dict[str, Any]:
         "needed_bytes": step.needed_bytes,
         "flops": step.flops,
         "bytes_accessed": step.bytes_accessed,
+        "hbm_traffic_bytes": step.hbm_traffic_bytes,
         "roofline_seconds": step.least_seconds,
         "bound_by": step.bound_by,
         "images_per_second_and_chip": plan.images_per_second(size),

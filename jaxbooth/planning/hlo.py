@@ -31,6 +31,13 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     rest: str  # attributes and metadata
+    argument: int | None = None  # of a parameter: which argument of its computation it is
+
+    @property
+    def trips(self) -> int:
+        """How often a loop's body runs; once, if the text does not say."""
+        found = re.search(r'known_trip_count":\{"n":"(\d+)"', self.rest)
+        return int(found[1]) if found else 1
 
     @property
     def bytes(self) -> int:
@@ -60,14 +67,16 @@ class Instruction:
 
 @dataclass
 class Computation:
-    """Instructions by name, and who reads whom."""
+    """Instructions by name, who reads whom, and which one is the result."""
 
     instructions: dict[str, Instruction] = field(default_factory=dict)
     readers: dict[str, list[Instruction]] = field(default_factory=dict)
+    root: Instruction | None = None
 
-    def add(self, instruction: Instruction) -> None:
+    def add(self, instruction: Instruction, root: bool = False) -> None:
         """Takes an instruction, in the order of the text."""
         self.instructions[instruction.name] = instruction
+        self.root = instruction if root else self.root
         for operand in dict.fromkeys(instruction.operands):
             self.readers.setdefault(operand, []).append(instruction)
 
@@ -95,7 +104,7 @@ class Program:
             elif line.rstrip() == "}":  # some attributes of custom calls go on in lines that begin so
                 current = None
             elif (found := _INSTRUCTION.match(line)) is not None:
-                current.add(_instruction(found[2], line[found.end() :]))
+                current.add(_instruction(found[2], line[found.end() :]), root=bool(found[1]))
 
     def arguments(self) -> dict[str, int]:
         """Bytes of the program's arguments on one device, by the name of the function's parameter."""
@@ -169,23 +178,30 @@ class Program:
             if loop.opcode != "while":
                 continue
             body = self.computations[loop.calls("body")]
-            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
             for place in (index for index, operand in enumerate(group.operands) if operand == name):
                 inside = [one for one in body.instructions.values() if _takes(one, place)]
-                total += (int(trips[1]) if trips else 1) * sum(self._moved(body, one) for one in inside)
+                total += loop.trips * sum(self._moved(body, one) for one in inside)
         return total
 
 
 def shape_bytes(shape: str) -> int:
     """Bytes of `f32[8,128]{1,0}`, or of all arrays of a tuple."""
-    return math.ceil(sum(_width(array[1]) * math.prod(_extents(array[2])) for array in _ARRAY.finditer(shape)))
+    return math.ceil(sum(size for size, _ in arrays(shape)))
+
+
+def arrays(shape: str) -> list[tuple[float, bool]]:
+    """Of each array in a shape its bytes, and whether it lies elsewhere than in HBM (`S(1)`, `S(2)`, ...)."""
+    return [
+        (_width(array[1]) * math.prod(_extents(array[2])), "S(" in (array[3] or "")) for array in _ARRAY.finditer(shape)
+    ]
 
 
 def _instruction(name: str, text: str) -> Instruction:
     shape, after = _until_balanced(text) if text.startswith("(") else text.split(" ", 1)
     opcode, arguments = after.strip().split("(", 1)
     operands, rest = _until_balanced("(" + arguments)
-    return Instruction(name, shape, opcode, tuple(_NAME.findall(operands)), rest)
+    argument = int(operands[1:-1]) if opcode == "parameter" else None
+    return Instruction(name, shape, opcode, tuple(_NAME.findall(operands)), rest, argument)
 
 
 def _until_balanced(text: str) -> tuple[str, str]:

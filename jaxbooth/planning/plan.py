@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxbooth.planning.chips import chip_of
 from jaxbooth.planning.count import silent_kernels_flops_of
+from jaxbooth.planning.hbm import hbm_traffic
 from jaxbooth.planning.hlo import Collective, Program
 from jaxbooth.planning.step import StepRecipe, trace_step
 
@@ -57,7 +58,8 @@ class StepPlan:
         memory: Its parts; None where the compiler refused.
         arguments: Bytes of `base`, `state` and `batch`.
         flops: Of one step; those of kernels that tell the compiler nothing (fused attention) are counted and added.
-        bytes_accessed: Read and written by one step, as XLA counts them.
+        bytes_accessed: Read and written by one step, as XLA counts them: in whatever memory.
+        hbm_traffic_bytes: Through the device's main memory alone; None where nobody compiled.
         collectives: By kind.
         base_bytes_moved: Bytes that using the frozen weights moves in a step; the same for any number of subjects,
             unless they are fetched for each of them.
@@ -76,6 +78,7 @@ class StepPlan:
     arguments: Mapping[str, int] | None = None
     flops: float | None = None
     bytes_accessed: float | None = None
+    hbm_traffic_bytes: int | None = None
     collectives: Mapping[str, Collective] | None = None
     base_bytes_moved: int | None = None
     compile_seconds: float | None = None
@@ -83,9 +86,7 @@ class StepPlan:
 
     @property
     def least_seconds(self) -> float | None:
-        """Roofline: products at the chip's peak, or bytes at full bandwidth, whichever takes longer.
-
-        XLA's bytes are an upper count of the memory's traffic: what stays in VMEM is in them.
+        """Roofline: products at the chip's peak, or HBM's traffic at full bandwidth, whichever takes longer.
 
         None for devices whose peaks are not in the table.
         """
@@ -100,9 +101,10 @@ class StepPlan:
 
     def _times(self) -> dict[str, float]:
         chip = chip_of(self.device_kind)
-        if chip is None or self.flops is None or self.bytes_accessed is None:
+        moved = self.bytes_accessed if self.hbm_traffic_bytes is None else self.hbm_traffic_bytes
+        if chip is None or self.flops is None or moved is None:
             return {}
-        return {"flops": self.flops / chip.flops, "bytes": self.bytes_accessed / chip.bandwidth}
+        return {"flops": self.flops / chip.flops, "bytes": moved / chip.bandwidth}
 
 
 def plan_step(
@@ -161,6 +163,7 @@ def _measured(compiled: jax.stages.Compiled) -> dict[str, Any]:
         "arguments": program.arguments(),
         "flops": costs.get("flops"),
         "bytes_accessed": costs.get("bytes accessed"),
+        "hbm_traffic_bytes": hbm_traffic(program),
         "collectives": program.collectives(),
         "base_bytes_moved": program.moved("base"),
     }

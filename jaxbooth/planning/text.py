@@ -40,6 +40,12 @@ def exchanged(collectives: Mapping[str, Collective]) -> str:
     return ", ".join(f"{si(one.bytes)}B in {one.count} {kind}" for kind, one in collectives.items()) or "none"
 
 
+def moved(plan: StepPlan) -> str:
+    """`109 GB read and written, 20.9 GB through HBM`."""
+    through = "" if plan.hbm_traffic_bytes is None else f", {si(plan.hbm_traffic_bytes)}B through HBM"
+    return f"{si(plan.bytes_accessed)}B read and written{through}"
+
+
 def si(amount: float) -> str:
     """Three figures and a prefix: 3.92e12 -> `3.92 T`."""
     power = min(4, max(0, (len(str(int(amount))) - 1) // 3))

@@ -44,7 +44,11 @@ def compiler_says(monkeypatch):
             needed = 16 * GIB * recipe.rows // max(room, 1)
             if recipe.rows > room:
                 return StepPlan(*facts, False, needed, 16 * GIB, compile_seconds=1.0)
-            memory, work = Memory(GIB, 0, 0, GIB, 0), {"flops": 1e12, "bytes_accessed": 81.9e9, "collectives": {}}
+            memory, work = (
+                Memory(GIB, 0, 0, GIB, 0),
+                {"flops": 1e12, "bytes_accessed": 200e9, "hbm_traffic_bytes": 819 * 10**8},
+            )
+            work |= {"collectives": {}}
             return StepPlan(*facts, True, needed, 16 * GIB, memory, **work, compile_seconds=1.0)
 
         monkeypatch.setattr(planning, "plan_step", plan)
@@ -110,6 +114,9 @@ def test_the_largest_batch_is_looked_for_among_sizes_that_divide(run, call, comp
     assert "largest: train.batch_size=24: fits, 15.36 GiB of 16.00, at least 0.1 s, 60 images a second and chip" in out
     assert "(tried: 4 fits, 8 fits, 24 fits, 32 does not)" in out
     assert "answered by the compiler (full effort, 1 s)" in out
+    assert "200 GB read and written, 81.9 GB through HBM" in out
+    found = json.loads(call("plan", run, "--largest", "--json")[1])[0]
+    assert found["hbm_traffic_bytes"] == found["tried_batch_sizes"]["24"]["hbm_traffic_bytes"] == 819 * 10**8
     compiler_says(room=0)
     code, out, _ = call("plan", run, "--largest", "--json", "--effort", "low")
     found = json.loads(out)[0]

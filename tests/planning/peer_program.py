@@ -23,6 +23,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxbooth.planning.effort import OPTIONS
+from jaxbooth.planning.hbm import hbm_traffic
+from jaxbooth.planning.hlo import Program
 from jaxbooth.planning.topology import describe_topology
 
 ROWS = 2  # a device
@@ -71,7 +73,8 @@ if __name__ == "__main__":
             {
                 "topology": topology, "effort": effort, "arguments_bytes": memory.argument_size_in_bytes,
                 "temporaries_bytes": memory.temp_size_in_bytes, "flops": cost["flops"],
-                "bytes_accessed": cost["bytes accessed"], "seconds": time.perf_counter() - began,
+                "bytes_accessed": cost["bytes accessed"],
+                "hbm_traffic_bytes": hbm_traffic(Program(compiled.as_text())), "seconds": time.perf_counter() - began,
             }
         )
     )  # fmt: skip
