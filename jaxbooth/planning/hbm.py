@@ -65,6 +65,8 @@ def _fetched(fused: Computation, place: int, operand: Instruction) -> float:
 def _taken(reader: Instruction, name: str, whole: float, ends: list[Instruction]) -> float:
     """Bytes that an instruction takes of an operand that has so many in HBM."""
     opcode = reader.opcode.removesuffix("-start")
+    if opcode == "tuple":
+        return 0  # a fusion beside a running collective hands its buffers on
     if name == reader.operands[0] and opcode == "dynamic-update-slice":
         return 0  # overwritten in its place
     if name == reader.operands[0] and opcode in PARTS:
@@ -78,11 +80,15 @@ def _left(computation: Computation, one: Instruction, shape: str) -> float:
     parts = [computation.instructions[name] for name in one.operands] if one.opcode == "tuple" else [one]
     if len(parts) != len(found):
         return sum(size for size, elsewhere in found if not elsewhere)
-    sizes = [
-        computation.instructions[part.operands[1]].bytes if part.opcode == "dynamic-update-slice" else size
-        for part, (size, _) in zip(parts, found, strict=True)
-    ]
-    return sum(size for size, (_, elsewhere) in zip(sizes, found, strict=True) if not elsewhere)
+    pairs = zip(parts, found, strict=True)
+    return sum(_put(computation, part, size) for part, (size, elsewhere) in pairs if not elsewhere)
+
+
+def _put(computation: Computation, part: Instruction, size: float) -> float:
+    """Bytes of one result of so many that are new."""
+    if part.opcode == "parameter":
+        return 0  # handed on
+    return computation.instructions[part.operands[1]].bytes if part.opcode == "dynamic-update-slice" else size
 
 
 def _in_hbm(one: Instruction) -> float:

@@ -28,6 +28,13 @@ TEXT = r"""HloModule jit_step, is_scheduled=true
   ROOT %both = (f32[64,8]{1,0}, f32[1,8]{1,0}) tuple(%changed, %minus)
 }
 
+%beside (in: f32[64,8], running: f32[64,8]) -> (f32[64,8], f32[64,8]) {
+  %in = f32[64,8]{1,0} parameter(0)
+  %running = f32[64,8]{1,0} parameter(1)
+  %done = f32[64,8]{1,0} negate(%in)
+  ROOT %on = (f32[64,8]{1,0}, f32[64,8]{1,0}) tuple(%done, %running)
+}
+
 %body (state: (f32[64,8], f32[64,8])) -> (f32[64,8], f32[64,8]) {
   %state = (f32[64,8]{1,0}, f32[64,8]{1,0}) parameter(0)
   %first = f32[64,8]{1,0} get-tuple-element(%state), index=0
@@ -93,6 +100,8 @@ NEAR, FAR = "{1,0:T(8,128)S(1)}", "{1,0:T(8,128)}"
             2 * WHOLE,
         ),
         ([f"%a = (f32[64,8]{FAR}, u32[]{{:S(2)}}, token[]{{:S(2)}}) send(%p0, %p3), channel_id=1"], WHOLE),
+        # What a fusion hands on, it neither reads nor writes.
+        ([f"%a = (f32[64,8]{FAR}, f32[64,8]{FAR}) fusion(%p0, %p0), kind=kLoop, calls=%beside"], 2 * WHOLE),
         # Parts.
         ([f"%a = f32[1,8]{FAR} slice(%p0), slice={{[0:1], [0:8]}}"], 2 * ROW),
         ([f"%a = f32[1,8]{NEAR} fusion(%p0, %p3), kind=kLoop, calls=%of_a_part"], ROW),
