@@ -44,11 +44,8 @@ def compiler_says(monkeypatch):
             needed = 16 * GIB * recipe.rows // max(room, 1)
             if recipe.rows > room:
                 return StepPlan(*facts, False, needed, 16 * GIB, compile_seconds=1.0)
-            memory, work = (
-                Memory(GIB, 0, 0, GIB, 0),
-                {"flops": 1e12, "bytes_accessed": 200e9, "hbm_traffic_bytes": 819 * 10**8},
-            )
-            work |= {"collectives": {}}
+            work = {"flops": 1e12, "bytes_accessed": 200e9, "hbm_traffic_bytes": 819 * 10**8, "collectives": {}}
+            memory = Memory(GIB, 0, 0, GIB, 0)
             return StepPlan(*facts, True, needed, 16 * GIB, memory, **work, compile_seconds=1.0)
 
         monkeypatch.setattr(planning, "plan_step", plan)
