@@ -16,6 +16,7 @@ from jaxbooth.planning.machine import this_machine
 from jaxbooth.planning.plan import StepPlan, plan_step
 from jaxbooth.planning.quick import QuickPlan, abstract_mesh, quick_plan
 from jaxbooth.planning.step import StepRecipe
+from jaxbooth.planning.text import need
 from jaxbooth.planning.topology import count_devices, without_a_tpu
 from jaxbooth.prepare import Problems
 from jaxbooth.sharding import check_rows, make_mesh
@@ -204,12 +205,17 @@ def _larger(
             return False
         return True
 
-    def plan(size: int) -> StepPlan:
+    def answer(size: int) -> StepPlan:
         if size == own:
             return first
         other = replace(recipe, rows=size * each)
         tell(f"{place.name}: looking at train.batch_size={size}")
         return _count(place, other).step if wishes.quick else _compile(place, other, wishes, tell)
+
+    def plan(size: int) -> StepPlan:
+        found = answer(size)
+        tell(f"{place.name}: train.batch_size={size}: {need(found)}")  # at once: what comes next may take all memory
+        return found
 
     sizes = sorted({own, *sizes_to_try(divides, MOST_ROWS // each)})
     return largest_that_fits(plan, sizes, own)

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import optax
 from pydantic import BaseModel, Field, model_validator
 
+from jaxbooth.training.adam import scale_by_adam
+
 EMBEDDINGS, TEXT_ENCODER, UNET = "embeddings", "text_encoder", "unet"
 Windows = dict[str, tuple[int, int]]  # group -> first and last step (exclusive) in which it moves
 
@@ -83,6 +85,9 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
             steps: Length of the training.
             windows: Groups that move during a part of it only, at a learning rate that runs its course over that part;
                 outside, they keep their values and moments.
+
+        Returns:
+            Its update also takes `moves`, whether the subject does; adamw heeds it itself (training/adam.py).
         """
         of_group = {
             UNET: (self.learning_rate, self.weight_decay),
@@ -91,9 +96,9 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
         }
         settings = {group: (*values, (windows or {}).get(group)) for group, values in of_group.items()}
         # Made anew from each tree's names: plain dictionaries then need no labels to be kept beside them.
-        return optax.GradientTransformation(
+        return optax.GradientTransformationExtraArgs(
             lambda params: self._transform(params, steps, settings).init(params),
-            lambda grads, state, params: self._transform(grads, steps, settings).update(grads, state, params),
+            lambda grads, *rest, **told: self._transform(grads, steps, settings).update(grads, *rest, **told),
         )
 
     def _transform(self, names, steps: int, settings: dict[str, tuple]) -> optax.GradientTransformation:
@@ -120,7 +125,11 @@ class OptimizerConfig(BaseModel, frozen=True, extra="forbid"):
         steps = steps if window is None else window[1] - window[0]
         rate, dtype, betas = self.schedule(steps, peak), jnp.dtype(self.moment_dtype), (self.beta1, self.beta2)
         if self.type == "adamw":
-            chosen = optax.adamw(rate, *betas, eps=self.epsilon, weight_decay=weight_decay, mu_dtype=dtype)
+            chosen = optax.chain(
+                scale_by_adam(*betas, self.epsilon, dtype),
+                optax.add_decayed_weights(weight_decay),
+                optax.scale_by_learning_rate(rate),
+            )
         elif self.type == "lion":
             chosen = optax.lion(rate, *betas, weight_decay=weight_decay, mu_dtype=dtype)
         elif self.type == "prodigy":

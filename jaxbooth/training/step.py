@@ -1,5 +1,7 @@
 """The training step: written for one subject, mapped over all of them, compiled for the mesh."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,6 +10,7 @@ from jax.sharding import Mesh
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.methods.base import Method
 from jaxbooth.sharding import batch_sharding, replicated, subject_sharding
+from jaxbooth.training.adam import KeptAdamState
 from jaxbooth.training.gradients import pack_gradients
 from jaxbooth.training.pack import Pack
 from jaxbooth.training.state import Flat, Split, TrainState, state_shardings
@@ -38,32 +41,29 @@ def make_train_step(
     """
 
     gradients = pack_gradients(method, split, objective, mesh, accumulation)
+    tx = optax.with_extra_args_support(tx)
 
     def one_subject(adapter, opt_state, ema, statistics, ended, terms: Pack, grads, metrics, learned, step):
-        updates, moments = tx.update(grads, opt_state, adapter)
+        norm = optax.tree.norm(grads)
+        trains = (ended == 0) & (step < terms.steps)
+        finite = jnp.isfinite(metrics["loss/total"]) & jnp.isfinite(norm)
+        moves = trains & finite
+        updates, moments = tx.update(grads, opt_state, adapter, moves=moves)
         updates = jax.tree.map(lambda update: terms.learning_rates * update, updates)
         moved, mean = optax.apply_updates(adapter, updates), None
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
             mean = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, moved)
-        norm = optax.tree.norm(grads)
-        moves = (ended == 0) & (step < terms.steps)
-        finite = jnp.isfinite(metrics["loss/total"]) & jnp.isfinite(norm)
         before, after = (adapter, opt_state, ema, statistics), (moved, moments, mean, learned)
-        kept = jax.tree.map(lambda new, old: jnp.where(moves & finite, new, old), after, before)
-        ended = jnp.where(moves & ~finite, -(step + 1), ended)
+        kept = jax.tree.map(partial(_moved, moves), after, before, is_leaf=_keeps_itself)
+        ended = jnp.where(trains & ~finite, -(step + 1), ended)
         return (*kept, ended), metrics | {"grad_norm": norm, "ended": ended}
 
     def train_step(state: TrainState, base: Flat, batch: Batch, pack: Pack):
         found = gradients(state.adapter, state.statistics, base, batch, pack, state.step)
         mapped = (state.adapter, state.opt_state, state.ema, state.statistics, state.ended, pack, *found)
-        if batch.weights.shape[0] == 1:
-            results = one_subject(*jax.tree.map(lambda x: x[0], mapped), state.step)
-            results = jax.tree.map(lambda x: x[None], results)
-        else:
-            over = jax.vmap(one_subject, in_axes=(0,) * len(mapped) + (None,), spmd_axis_name="subject")
-            results = over(*mapped, state.step)
-        (adapter, opt_state, ema, statistics, ended), metrics = results
+        over = jax.vmap(one_subject, in_axes=(0,) * len(mapped) + (None,), spmd_axis_name="subject")
+        (adapter, opt_state, ema, statistics, ended), metrics = over(*mapped, state.step)
         return TrainState(state.step + 1, adapter, opt_state, ema, ended, statistics), metrics
 
     layout = state_shardings(state, mesh)
@@ -73,3 +73,11 @@ def make_train_step(
         in_shardings=(layout, None, batch_sharding(mesh), subject_sharding(mesh)),
         out_shardings=(layout, replicated(mesh)),
     )
+
+
+def _moved(moves, new, old):
+    return new if _keeps_itself(new) else jnp.where(moves, new, old)
+
+
+def _keeps_itself(part) -> bool:
+    return isinstance(part, KeptAdamState)

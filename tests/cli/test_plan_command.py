@@ -103,13 +103,19 @@ def test_an_estimate_that_is_close_says_so(run, call):
     assert code == 0 and "(an estimate, and too close to trust: ask the compiler)" in out
 
 
-def test_the_largest_batch_is_looked_for_among_sizes_that_divide(run, call, compiler_says):
+def test_the_largest_batch_is_looked_for_among_sizes_that_divide(run, call, compiler_says, caplog):
+    caplog.set_level("INFO")
     asked = compiler_says(room=50)
     code, out, err = call("plan", run, "--largest")
     assert code == 0, err
     assert asked == [8, 16, 48, 64]  # two rows for each picture, eight devices
     assert "largest: train.batch_size=24: fits, 15.36 GiB of 16.00, at least 0.1 s, 60 images a second and chip" in out
     assert "(tried: 4 fits, 8 fits, 24 fits, 32 does not)" in out
+    told = [line for line in caplog.messages if " GiB of 16.00" in line]  # each before the next is asked for
+    verdicts = ("4: fits, 2.56", "8: fits, 5.12", "24: fits, 15.36", "32: does not fit, needs 20.48")
+    assert told == [f"this machine: train.batch_size={verdict} GiB of 16.00" for verdict in verdicts]
+    looked = caplog.messages.index("this machine: looking at train.batch_size=24")
+    assert told[1] in caplog.messages[:looked]
     assert "answered by the compiler (full effort, 1 s)" in out
     assert "200 GB read and written, 81.9 GB through HBM" in out
     found = json.loads(call("plan", run, "--largest", "--json")[1])[0]

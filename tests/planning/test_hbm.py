@@ -53,11 +53,34 @@ TEXT = r"""HloModule jit_step, is_scheduled=true
   ROOT %copied = f32[64,8]{1,0} copy(%l)
 }
 
-ENTRY %main (p0: f32[64,8], p1: f32[64,8], p2: f32[1,8], p3: s32[]) -> f32[64,8] {
+%begun (shard: f32[16,8]) -> (f32[16,8], f32[64,8]) {
+  %shard = f32[16,8]{1,0} parameter(0)
+  %link = f32[64,8]{1,0} all-gather(%shard), frontend_attributes={chain_id="7"}
+  ROOT %begin = (f32[16,8]{1,0}, f32[64,8]{1,0}) custom-call(%link), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside_a_link (own: f32[64,8], shard.1: f32[16,8], gathered: f32[64,8]) -> (f32[64,8], f32[16,8], f32[64,8]) {
+  %own = f32[64,8]{1,0} parameter(0)
+  %shard.1 = f32[16,8]{1,0} parameter(1)
+  %gathered = f32[64,8]{1,0} parameter(2)
+  %work = f32[64,8]{1,0} negate(%own)
+  %link.1 = f32[64,8]{1,0} all-gather(%shard.1), frontend_attributes={chain_id="7"}
+  ROOT %carried = (f32[64,8]{1,0}, f32[16,8]{1,0}, f32[64,8]{1,0}) tuple(%work, %shard.1, %link.1)
+}
+
+%ended (shard.2: f32[16,8], gathered.1: f32[64,8]) -> f32[64,8] {
+  %shard.2 = f32[16,8]{1,0} parameter(0)
+  %gathered.1 = f32[64,8]{1,0} parameter(1)
+  %link.2 = f32[64,8]{1,0} all-gather(%shard.2), frontend_attributes={chain_id="7"}
+  ROOT %end = f32[64,8]{1,0} custom-call(%shard.2, %gathered.1, %link.2), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p0: f32[64,8], p1: f32[64,8], p2: f32[1,8], p3: s32[], p4: f32[16,8]) -> f32[64,8] {
   %p0 = f32[64,8]{1,0:T(8,128)} parameter(0)
   %p1 = f32[64,8]{1,0:T(8,128)S(1)} parameter(1)
   %p2 = f32[1,8]{1,0:T(8,128)S(1)} parameter(2)
   %p3 = s32[]{:T(128)S(2)} parameter(3)
+  %p4 = f32[16,8]{1,0:T(8,128)} parameter(4)
 USES
 }
 """
@@ -102,6 +125,19 @@ NEAR, FAR = "{1,0:T(8,128)S(1)}", "{1,0:T(8,128)}"
         ([f"%a = (f32[64,8]{FAR}, u32[]{{:S(2)}}, token[]{{:S(2)}}) send(%p0, %p3), channel_id=1"], WHOLE),
         # What a fusion hands on, it neither reads nor writes.
         ([f"%a = (f32[64,8]{FAR}, f32[64,8]{FAR}) fusion(%p0, %p0), kind=kLoop, calls=%beside"], 2 * WHOLE),
+        # An all-gather inside of fusions: its shard is read and its result written once, however many links it has.
+        (
+            [
+                f"%s = (f32[16,8]{FAR}, f32[64,8]{FAR}) fusion(%p4), kind=kCustom, calls=%begun",
+                f"%g = f32[16,8]{FAR} get-tuple-element(%s), index=0",
+                f"%h = f32[64,8]{FAR} get-tuple-element(%s), index=1",
+                f"%f = (f32[64,8]{FAR}, f32[16,8]{FAR}, f32[64,8]{FAR}) fusion(%p0, %g, %h), kind=kOutput, "
+                "calls=%beside_a_link",
+                f"%i = f32[64,8]{FAR} get-tuple-element(%f), index=2",
+                f"%d = f32[64,8]{FAR} fusion(%g, %i), kind=kCustom, calls=%ended",
+            ],
+            (WHOLE / 4 + WHOLE) + 2 * WHOLE,
+        ),
         # Parts.
         ([f"%a = f32[1,8]{FAR} slice(%p0), slice={{[0:1], [0:8]}}"], 2 * ROW),
         ([f"%a = f32[1,8]{NEAR} fusion(%p0, %p3), kind=kLoop, calls=%of_a_part"], ROW),
