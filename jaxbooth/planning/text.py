@@ -1,5 +1,6 @@
 """Figures of plans in words: what plans of runs and of fleets say alike."""
 
+import math
 from collections.abc import Mapping
 
 from jaxbooth.planning.chips import chip_of
@@ -32,6 +33,8 @@ def need(plan: StepPlan) -> str:
     room = "" if plan.available_bytes is None else f" of {plan.available_bytes / GIB:.2f}"
     if plan.memory is None:
         return f"does not fit, needs {needed}{room}"
+    if plan.fits and plan.needed_bytes > (plan.available_bytes or math.inf):
+        return f"just fits by the compiler's own check, {needed}{room} as the sum of its parts"
     return f"{'fits' if plan.fits else 'does not fit'}, {needed}{room}"
 
 

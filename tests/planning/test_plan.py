@@ -11,6 +11,7 @@ from jaxbooth.planning import plan as planning
 from jaxbooth.planning.full_size import FULL_SIZE, full_size_family
 from jaxbooth.planning.plan import plan_step, refusal
 from jaxbooth.planning.step import lower_step
+from jaxbooth.planning.text import need
 
 GIB = 2**30
 NEW = (
@@ -64,6 +65,12 @@ def test_the_bound_is_the_slower_of_products_and_bytes_at_the_chip_s_peaks(plans
     assert (products.least_seconds, products.bound_by) == (1.0, "flops")
     assert (moved.least_seconds, moved.bound_by) == (1.0, "bytes")
     assert said(8, fits=False).least_seconds is None
+
+
+def test_a_fit_whose_parts_are_more_than_there_is_says_who_has_judged():
+    assert need(said(16)) == "fits, 16.00 GiB of 16.00"
+    assert need(said(17)) == "just fits by the compiler's own check, 17.00 GiB of 16.00 as the sum of its parts"
+    assert need(said(17, fits=False)) == "does not fit, needs 17.00 GiB of 16.00"
 
 
 @pytest.mark.parametrize("message", NEW)
