@@ -205,15 +205,12 @@ def _larger(
             return False
         return True
 
-    def answer(size: int) -> StepPlan:
-        if size == own:
-            return first
-        other = replace(recipe, rows=size * each)
-        tell(f"{place.name}: looking at train.batch_size={size}")
-        return _count(place, other).step if wishes.quick else _compile(place, other, wishes, tell)
-
     def plan(size: int) -> StepPlan:
-        found = answer(size)
+        found = first
+        if size != own:
+            other = replace(recipe, rows=size * each)
+            tell(f"{place.name}: looking at train.batch_size={size}")
+            found = _count(place, other).step if wishes.quick else _compile(place, other, wishes, tell)
         tell(f"{place.name}: train.batch_size={size}: {need(found)}")  # at once: what comes next may take all memory
         return found
 

@@ -41,20 +41,19 @@ def _of_instruction(program: Program, computation: Computation, one: Instruction
     if (fused := program.computations.get(one.calls("calls"))) is None:
         reads = sum(_taken(one, name, _in_hbm(computation.instructions[name]), ends) for name in one.operands)
         return reads + sum(_left(computation, one, end.shape) for end in ends)
-    if any(f'"AsyncCollective{end}"' in fused.root.rest for end in ("Start", "Done")):
-        return _of_chain(computation, one, fused)
+    if '"AsyncCollectiveDone"' in fused.root.rest:
+        return 0
+    if '"AsyncCollectiveStart"' in fused.root.rest:
+        return _of_chain(computation, one)
     reads = sum(_fetched(fused, place, computation.instructions[name]) for place, name in enumerate(one.operands))
     return reads + sum(_left(fused, fused.root, end.shape) for end in ends)
 
 
-def _of_chain(computation: Computation, one: Instruction, fused: Computation) -> float:
-    """Bytes of a collective that goes on inside of fusions: where it starts; the links there only carry it on."""
-    if '"AsyncCollectiveDone"' in fused.root.rest:
-        return 0
-    _handed_on, *results = arrays(one.shape)
-    return sum(_in_hbm(computation.instructions[name]) for name in one.operands) + sum(
-        size for size, elsewhere in results if not elsewhere
-    )
+def _of_chain(computation: Computation, start: Instruction) -> float:
+    """Bytes of a collective that goes on inside of fusions, counted where it starts; the links only carry it on."""
+    _handed_on, *results = arrays(start.shape)
+    reads = sum(_in_hbm(computation.instructions[name]) for name in start.operands)
+    return reads + sum(size for size, elsewhere in results if not elsewhere)
 
 
 def _ends(computation: Computation, one: Instruction) -> list[Instruction]:
@@ -77,7 +76,7 @@ def _fetched(fused: Computation, place: int, operand: Instruction) -> float:
 def _taken(reader: Instruction, name: str, whole: float, ends: list[Instruction]) -> float:
     """Bytes that an instruction takes of an operand that has so many in HBM."""
     opcode = reader.opcode.removesuffix("-start")
-    if opcode == "tuple" or _is_link(reader):
+    if opcode == "tuple" or reader.chain:
         return 0  # a fusion beside a running collective hands its buffers on
     if name == reader.operands[0] and opcode == "dynamic-update-slice":
         return 0  # overwritten in its place
@@ -98,13 +97,9 @@ def _left(computation: Computation, one: Instruction, shape: str) -> float:
 
 def _put(computation: Computation, part: Instruction, size: float) -> float:
     """Bytes of one result of so many that are new."""
-    if part.opcode == "parameter" or _is_link(part):
+    if part.opcode == "parameter" or part.chain:
         return 0  # handed on
     return computation.instructions[part.operands[1]].bytes if part.opcode == "dynamic-update-slice" else size
-
-
-def _is_link(one: Instruction) -> bool:
-    return "chain_id=" in one.rest
 
 
 def _in_hbm(one: Instruction) -> float:

@@ -40,6 +40,12 @@ class Instruction:
         return int(found[1]) if found else 1
 
     @property
+    def chain(self) -> str | None:
+        """Of a collective that goes on behind other work: what it shares with its links in other computations."""
+        found = re.search(r'chain_id="(\d+)"', self.rest)
+        return found[1] if found else None
+
+    @property
     def bytes(self) -> int:
         """Size of what it gives."""
         return shape_bytes(self.shape)
@@ -133,8 +139,7 @@ class Program:
                 outside = one.bytes
                 if one.opcode.endswith("-start") and one.shape.startswith("("):
                     outside -= inside  # the tuple of a start holds its operands too
-                chain = re.search(r'chain_id="(\d+)"', one.rest)
-                found.setdefault(kind, {})[f"chain {chain[1]}" if chain else one.name] = max(inside, outside)
+                found.setdefault(kind, {})[f"chain {one.chain}" if one.chain else one.name] = max(inside, outside)
         return {kind: Collective(len(sizes), sum(sizes.values())) for kind, sizes in sorted(found.items())}
 
     def moved(self, parameter: str) -> int:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_training import Trainer, mesh_of, on_host, small_batch, small_model
+from small_training import Trainer, mesh_of, on_host, same_bits, small_batch, small_model
 
 from jaxbooth.planning.hlo import Program
 from jaxbooth.training.optimizer import OptimizerConfig
@@ -41,8 +41,7 @@ def test_moments_and_their_count_stand_still_where_the_subject_does(gradient):
     _, before = tx.update(gradients(0), tx.init(PARAMS), PARAMS, moves=jnp.array(True))
     bad = jax.tree.map(lambda leaf: jnp.full_like(leaf, gradient), PARAMS)
     _, after = tx.update(bad, before, PARAMS, moves=jnp.array(False))
-    for one, two in zip(jax.tree.leaves(after[1][0]), jax.tree.leaves(before[1][0]), strict=True):
-        assert np.array_equal(one, two)
+    assert same_bits(after[1][0], before[1][0])
 
 
 def test_the_compiled_step_copies_nothing_of_the_state():
@@ -60,4 +59,4 @@ def test_a_subject_without_steps_left_keeps_every_bit():
     before = on_host((trainer.state.adapter, trainer.state.opt_state))
     trainer.steps(1)
     after = on_host((trainer.state.adapter, trainer.state.opt_state))
-    assert all(np.array_equal(one, two) for one, two in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+    assert same_bits(after, before)
