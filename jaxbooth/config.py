@@ -51,6 +51,10 @@ class TrainConfig(Section):
     gradient_accumulation_steps: int = Field(
         1, ge=1, description="Parts in which a step's rows are taken, to save memory."
     )
+    reduce_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="In which dtype devices sum gradients; bfloat16 halves what crosses between them, rounded.",
+    )
     snr_gamma: float | None = Field(None, gt=0, description="Min-SNR-gamma loss weight (Hang et al. 2023); null = off.")
     noise_offset: float = Field(0.0, ge=0, description="Strength of offset noise.")
     ema_decay: float | None = Field(

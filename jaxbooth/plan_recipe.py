@@ -40,6 +40,7 @@ def step_recipe(config: Config) -> StepRecipe:
         dtype=config.base.dtype,
         remat=config.base.remat,
         accumulation=config.train.gradient_accumulation_steps,
+        reduce_dtype=config.train.reduce_dtype,
         ema_decay=config.train.ema_decay,
         masked=config.data.mask != "none",
     )

@@ -189,6 +189,7 @@ class CompiledSteps:
         step = self._once(
             make_train_step, prepared, split, state, optimizer(config), prepared.objective, prepared.mesh, state,
             accumulation=config.train.gradient_accumulation_steps, ema_decay=config.train.ema_decay,
+            reduce_dtype=config.train.reduce_dtype,
         )  # fmt: skip
         pack = pack_arrays(prepared.terms, prepared.mesh)
         return lambda state, batch: step(state, split.base, batch, pack)

@@ -135,6 +135,14 @@ def test_after_kill_9_on_eight_devices_one_device_goes_on_with_the_same_state(ru
     assert error <= 1e-5
 
 
+def test_a_run_may_sum_its_gradients_in_bfloat16(run):
+    straight, rounded = run.parent / "straight", "train.reduce_dtype=bfloat16"
+    call(run.parent, "train", "toy.yaml", f"run_dir={run.name}", "mesh.data=2", "mesh.fsdp=4", rounded, devices=8)
+    for ours, theirs in zip(losses(run), losses(straight), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-2)
+    assert 1e-5 < difference(weights(run), weights(straight)) <= 1e-2
+
+
 def test_sigterm_saves_and_exits_with_75_and_the_same_command_finishes(run):
     with train(run) as command:
         command.until(lambda: (run / "metrics.jsonl").is_file() and len(losses(run)) >= 2)

@@ -35,6 +35,7 @@ class StepRecipe:
         dtype: Compute dtype; weights are kept as `trained.load_base` keeps them.
         remat: What the backward pass computes again (types.py).
         accumulation: Parts that a step's rows are taken in.
+        reduce_dtype: In which devices sum gradients.
         ema_decay: Of averaged weights, if they are kept.
         masked: Whether the loss is weighted by masks.
     """
@@ -48,6 +49,7 @@ class StepRecipe:
     dtype: str = "float32"
     remat: Remat = "none"
     accumulation: int = 1
+    reduce_dtype: str = "float32"
     ema_decay: float | None = None
     masked: bool = False
 
@@ -70,6 +72,7 @@ def abstract_step(recipe: StepRecipe, subjects: int, mesh: Mesh | AbstractMesh) 
     step = make_train_step(
         recipe.method, split, recipe.optimizer, recipe.objective, mesh, state,
         accumulation=recipe.accumulation, ema_decay=recipe.ema_decay,
+        reduce_dtype=recipe.reduce_dtype,
     )  # fmt: skip
     return step, (state, split.base, abstract_batch(recipe, subjects, mesh), abstract_pack(subjects, mesh))
 

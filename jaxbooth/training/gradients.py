@@ -1,8 +1,8 @@
 """Loss and gradients of a pack, each device with its own rows and subjects: what crosses between devices stands here.
 
 Weights that are spread over `fsdp` are gathered once a step, in the dtype that they are multiplied in; their gradients
-are summed in float32 straight into the spread layout (ZeRO stage 3, Rajbhandari et al. 2020, arXiv 1910.02054). Left to
-itself the compiler gathers float32 and sums whole gradients, which is twice the traffic each way.
+are summed straight into the spread layout (ZeRO stage 3, Rajbhandari et al. 2020, arXiv 1910.02054), in their own dtype
+or in another one. Left to itself the compiler gathers float32 and sums whole gradients, twice the traffic each way.
 """
 
 from collections.abc import Callable
@@ -34,19 +34,22 @@ def row_keys(key: PRNGKey, step, subject, rows, stream: int = NOISE_STREAM) -> P
     return jax.vmap(partial(jax.random.fold_in, key))(rows)
 
 
-def pack_gradients(method: Method, split: Split, objective: Objective, mesh: Mesh, accumulation: int) -> Callable:
+def pack_gradients(
+    method: Method, split: Split, objective: Objective, mesh: Mesh, accumulation: int, reduce_dtype: DTypeLike | None
+) -> Callable:
     """Builds `(adapter, statistics, base, batch, pack, step) -> (gradients, metrics, statistics)`.
 
     All but `base` and `step` begin with the subject axis.
 
     Args:
-        accumulation: Micro-batches; their gradients are summed.
+        accumulation: Micro-batches; their gradients are summed, in the weights' own dtype.
+        reduce_dtype: In which devices sum gradients; None = the weights' own.
     """
 
     def gradients(adapter: Flat, statistics: Flat, base: Flat, batch: Batch, pack: Pack, step):
         one = partial(_one_subject, method, split, objective, mesh, accumulation)
         spread = _specs(adapter, mesh, subjects=True)
-        sharded = _over_mesh(mesh, one, adapter, base, (spread, P("subject"), P("subject")))
+        sharded = _over_mesh(mesh, one, adapter, base, (spread, P("subject"), P("subject")), reduce_dtype)
         return sharded(adapter, statistics, base, batch, pack, step)
 
     return gradients
@@ -71,13 +74,13 @@ def pack_losses(
     return losses
 
 
-def _over_mesh(mesh: Mesh, one: Callable, adapter: Flat, base: Flat, results) -> Callable:
+def _over_mesh(mesh: Mesh, one: Callable, adapter: Flat, base: Flat, results, reduce_dtype=None) -> Callable:
     """`one` subject's part on one device as a program of the whole mesh; `results` are the layouts of its results."""
     shapes = {name: leaf.shape[1:] for name, leaf in adapter.items()} | {name: v.shape for name, v in base.items()}
     axes = {name: fsdp_dimension(shape, mesh.shape["fsdp"]) for name, shape in shapes.items()}
     spread, frozen, subject = _specs(adapter, mesh, subjects=True), _specs(base, mesh), P("subject")
     return jax.shard_map(
-        partial(_each_subject, partial(one, partial(_whole, mesh, axes))),
+        partial(_each_subject, partial(one, partial(_whole, mesh, axes, reduce_dtype))),
         mesh=mesh,
         in_specs=(spread, subject, frozen, P("subject", ROWS), subject, P()),
         out_specs=results,
@@ -170,21 +173,25 @@ def _micro_batches(rows: Array, count: int) -> Array:
     return jnp.moveaxis(rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]), 1, 0)
 
 
-def _whole(mesh: Mesh, axes: dict[str, int | None], name: str, value: Array, dtype: DTypeLike | None) -> Array:
+def _whole(
+    mesh: Mesh, axes: dict[str, int | None], reduce_dtype: DTypeLike | None, name: str, value: Array,
+    dtype: DTypeLike | None,
+) -> Array:  # fmt: skip
     """A weight as its layer multiplies with it, made of this device's part; backward: the part of the sum over rows."""
     axis, kind = axes[name], value.dtype
+    crosses = any(mesh.shape[rows] > 1 for rows in ROWS)
+    summed = reduce_dtype if reduce_dtype is not None and crosses else kind
 
     def make(part: Array) -> Array:
         part = part if dtype is None else part.astype(dtype)
         return part if axis is None else jax.lax.all_gather(part, "fsdp", axis=axis, tiled=True)
 
     def back(_, cotangent: Array) -> tuple[Array]:
-        # Summed in the weight's own dtype: bfloat16 would lose what the devices agree on.
-        cotangent = cotangent.astype(kind)
+        cotangent = cotangent.astype(summed)
         if axis is None:
-            return (_sum(mesh, ROWS, cotangent),)
+            return (_sum(mesh, ROWS, cotangent).astype(kind),)
         part = jax.lax.psum_scatter(cotangent, "fsdp", scatter_dimension=axis, tiled=True)
-        return (_sum(mesh, ("data",), part),)
+        return (_sum(mesh, ("data",), part).astype(kind),)
 
     whole = jax.custom_vjp(make)
     whole.defvjp(lambda part: (make(part), None), back)

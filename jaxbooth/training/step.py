@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jaxbooth.diffusion.loss import Objective
 from jaxbooth.methods.base import Method
@@ -27,6 +28,7 @@ def make_train_step(
     *,
     accumulation: int = 1,
     ema_decay: float | None = None,
+    reduce_dtype: DTypeLike | None = None,
 ):
     """Builds `(state, base, batch, pack) -> (state, metrics)` for every subject at once; `state` is donated.
 
@@ -38,9 +40,11 @@ def make_train_step(
         accumulation: Micro-batches per optimiser step; the rows are split among them, the result is the same but for
             running means, which move once in each.
         ema_decay: Decay of the averaged weights, warmed up as min(decay, (1 + step) / (10 + step)).
+        reduce_dtype: In which devices sum gradients (PyTorch FSDP's `MixedPrecision.reduce_dtype`); None = float32, as
+            the weights are kept.
     """
 
-    gradients = pack_gradients(method, split, objective, mesh, accumulation)
+    gradients = pack_gradients(method, split, objective, mesh, accumulation, reduce_dtype)
     tx = optax.with_extra_args_support(tx)
 
     def one_subject(adapter, opt_state, ema, statistics, ended, terms: Pack, grads, metrics, learned, step):

@@ -70,6 +70,13 @@ def test_quick_needs_config_files_alone_and_its_json_says_all(run, call):
     assert other["flops"] == small["flops"] and other["roofline_seconds"] < small["roofline_seconds"]
 
 
+def test_gradients_that_are_summed_in_bfloat16_are_half_the_bytes(run, call):
+    options = ("mesh.data=4", "--topology", "v5e:2x2", "--quick", "--json")
+    found = [json.loads(call("plan", run, *more, *options)[1])[0] for more in ([], ["train.reduce_dtype=bfloat16"])]
+    exact, rounded = (each["collectives"]["all-reduce"]["bytes"] for each in found)
+    assert 0 <= rounded - exact / 2 <= 64  # the metrics stay
+
+
 def test_its_lines_tell_estimates_bounds_and_measurements_apart(run, call):
     code, out, err = call("plan", run, "--topology", "v5e:2x2", "--quick", "--step-seconds", "0.5")
     assert code == 0, err

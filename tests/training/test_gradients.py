@@ -7,9 +7,10 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
-from small_training import Trainer, mesh_of, on_host, same_bits
+from small_training import Trainer, mesh_of, on_host, same_bits, small_model, worst
 from twins import SMALLEST, make_twin
 
 from jaxbooth.diffusion.loss import Objective
@@ -72,6 +73,38 @@ def test_data_parallel_devices_sum_each_gradient_once(wide_family):
     numbers = sum(prod(leaf.shape) for leaf in jax.tree.leaves(lowered.args_info[0][0].adapter))
     found = moved(lowered)
     assert set(found) == {("all_reduce", "f32")} and 4 * numbers <= found["all_reduce", "f32"] <= 4 * numbers + 64
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 8}, {"data": 2, "fsdp": 4}], ids=str)
+def test_gradients_cross_in_the_dtype_that_is_asked_for(wide_family, sizes):
+    exact, rounded = (
+        moved(lowered_step(wide_family, DreamBooth(), mesh_of(**sizes), dtype="bfloat16", reduce_dtype=reduce_dtype))
+        for reduce_dtype in ("float32", "bfloat16")
+    )
+    assert exact["all_gather", "bf16"] == rounded["all_gather", "bf16"]
+    assert rounded["reduce_scatter", "f32"] == 0 and rounded["all_reduce", "f32"] <= 64  # the metrics
+    for kind in ("reduce_scatter", "all_reduce"):
+        assert 2 * rounded[kind, "bf16"] + rounded[kind, "f32"] == exact[kind, "f32"]
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 8}, {"data": 2, "fsdp": 4}], ids=str)
+def test_gradients_summed_in_bfloat16_are_those_of_float32_but_for_its_rounding(sizes):
+    found = []
+    for reduce_dtype in ("float32", "bfloat16"):
+        trainer = Trainer(small_model(width=512), mesh_of(**sizes), reduce_dtype=reduce_dtype)
+        found.append((trainer.steps(1), on_host(trainer.state.opt_state[1][0].mu)))
+    (exact_metrics, exact), (metrics, rounded) = found
+    assert same_bits(metrics[0]["loss/total"], exact_metrics[0]["loss/total"])
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(rounded))
+    assert 1e-5 < worst(rounded, exact) <= 1e-2  # a rounding of bfloat16 is 4e-3
+
+
+def test_one_device_rounds_no_gradient():
+    states = []
+    for reduce_dtype in ("float32", "bfloat16"):
+        trainer = Trainer(small_model(), mesh_of(), reduce_dtype=reduce_dtype)
+        states.append((trainer.steps(2), on_host(trainer.state)))
+    assert same_bits(*states)
 
 
 def test_frozen_spread_weights_are_gathered_once_however_many_micro_batches_there_are(wide_family):
