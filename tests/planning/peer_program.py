@@ -1,6 +1,7 @@
 """The training step of diffusers' own Flax UNet under the TPU compiler: what ours is measured against.
 
-diffusers had Flax models up to 0.39; they go into a folder of their own, beside the diffusers that jaxbooth needs:
+diffusers had Flax models up to 0.39; they go into a folder of their own, the rest comes with the extras `test` and
+`plan`:
 
     pip install --no-deps --target peer diffusers==0.35.2
     python tests/planning/peer_program.py peer v5e:2x2 low
