@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxbooth.errors import ConfigError
+from jaxbooth.nn.normalization import group_norm, layer_norm
 from jaxbooth.types import PRNGKey
 
 
@@ -38,9 +39,10 @@ class GroupNorm(nnx.GroupNorm):
         )
         self.out_dtype = dtype
 
-    def __call__(self, x: Float[Array, "b *n c"]) -> Float[Array, "b *n c"]:
-        """Normalises each group of channels over all positions of a row."""
-        return super().__call__(x).astype(self.out_dtype)
+    def __call__(self, x: Float[Array, "b *n c"], silu: bool = False) -> Float[Array, "b *n c"]:
+        """Normalises each group of channels over all positions of a row; `silu` takes that of the result."""
+        scale, bias = self.scale[...], self.bias[...]
+        return group_norm(x, scale, bias, self.num_groups, self.epsilon, self.out_dtype, silu)
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -52,7 +54,7 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Normalises over the last axis."""
-        return super().__call__(x).astype(self.out_dtype)
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon, self.out_dtype)
 
 
 class Placeholder(nnx.Module):
@@ -166,10 +168,10 @@ class ResnetBlock2D(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b d"] | None = None) -> Float[Array, "b h w c2"]:
         """Returns the sum of the input (projected where widths differ) and the convolved branch."""
-        hidden = self.conv1(jax.nn.silu(self.norm1(x)))
+        hidden = self.conv1(self.norm1(x, silu=True))
         if temb is not None:
             hidden += self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
-        hidden = self.conv2(jax.nn.silu(self.norm2(hidden)))
+        hidden = self.conv2(self.norm2(hidden, silu=True))
         if hasattr(self, "conv_shortcut"):
             x = self.conv_shortcut(x)
         return x + hidden

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -128,7 +127,7 @@ class UNet2DConditionModel(nnx.Module):
             taken = len(block.resnets)
             x = block(x, skips[-taken:], temb, encoder_hidden_states)
             skips = skips[:-taken]
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x, silu=True))
 
     def _time_embedding(
         self,
