@@ -31,21 +31,22 @@ def _group_norm(x, scale, bias, groups, eps, dtype, silu):
     numbers = math.prod(x.shape[1:]) // groups
     # Channels first and groups afterwards: splitting the channels of all positions would cost a copy on TPU.
     mean, squares = (_of_groups(_over_positions(part), groups) / numbers for part in _powers(x))
-    rstd = jax.lax.rsqrt(jnp.maximum(squares - mean * mean, 0.0) + eps)  # rounding can make it negative
-    y = _scaled(_normalized(x, mean, rstd), scale, bias).astype(dtype)
+    rstd, spread = _rstd(mean, squares, eps), partial(_to_positions, ndim=x.ndim)
+    y = _scaled(_normalized(x, spread(mean), spread(rstd)), scale, bias).astype(dtype)
     return (jax.nn.silu(y) if silu else y), (x, scale, bias, mean, rstd)
 
 
 def _group_norm_back(groups, eps, dtype, silu, kept, cotangent):
     # Without the barrier the compiler sees that the forward pass has made the same, and keeps it in memory after all.
     x, scale, bias, mean, rstd = jax.lax.optimization_barrier(kept)
-    normalized = _normalized(x, mean, rstd)
+    spread = partial(_to_positions, ndim=x.ndim)
+    normalized = _normalized(x, spread(mean), spread(rstd))
     if silu:
         _, back = jax.vjp(jax.nn.silu, _scaled(normalized, scale, bias).astype(dtype))
         (cotangent,) = back(cotangent)
     cotangent = cotangent.astype(jnp.float32)
     to_bias, to_scale = _over_positions(cotangent), _over_positions(cotangent * normalized)
-    numbers, spread = math.prod(x.shape[1:]) // groups, partial(_to_positions, ndim=x.ndim)
+    numbers = math.prod(x.shape[1:]) // groups
     means = (spread(_of_groups(part * scale[None], groups) / numbers) for part in (to_bias, to_scale))
     found = _input_gradient(cotangent * _channels(scale, x.ndim), normalized, spread(rstd), *means)
     return found.astype(x.dtype), to_scale.sum(0).astype(scale.dtype), to_bias.sum(0).astype(bias.dtype)
@@ -64,14 +65,14 @@ def layer_norm(
 
 def _layer_norm(x, scale, bias, eps, dtype):
     mean, squares = (part.mean(-1, keepdims=True) for part in _powers(x))
-    rstd = jax.lax.rsqrt(jnp.maximum(squares - mean * mean, 0.0) + eps)
-    y = _scaled((x.astype(jnp.float32) - mean) * rstd, scale, bias)
-    return y.astype(dtype), (x, scale, bias, mean, rstd)
+    rstd = _rstd(mean, squares, eps)
+    y = _scaled(_normalized(x, mean, rstd), scale, bias).astype(dtype)
+    return y, (x, scale, bias, mean, rstd)
 
 
 def _layer_norm_back(eps, dtype, kept, cotangent):
     x, scale, bias, mean, rstd = jax.lax.optimization_barrier(kept)
-    normalized, cotangent = (x.astype(jnp.float32) - mean) * rstd, cotangent.astype(jnp.float32)
+    normalized, cotangent = _normalized(x, mean, rstd), cotangent.astype(jnp.float32)
     rows, inside = tuple(range(x.ndim - 1)), cotangent * _channels(scale, x.ndim)
     means = (part.mean(-1, keepdims=True) for part in (inside, inside * normalized))
     found = _input_gradient(inside, normalized, rstd, *means)
@@ -92,6 +93,10 @@ def _powers(x):
     return x, x * x
 
 
+def _rstd(mean, squares, eps):
+    return jax.lax.rsqrt(jnp.maximum(squares - mean * mean, 0.0) + eps)  # rounding can make the variance negative
+
+
 def _over_positions(x):
     """[b, *n, c] -> [b, c]."""
     return x.sum(tuple(range(1, x.ndim - 1)))
@@ -110,7 +115,7 @@ def _to_positions(values, ndim):
 
 
 def _normalized(x, mean, rstd):
-    return (x.astype(jnp.float32) - _to_positions(mean, x.ndim)) * _to_positions(rstd, x.ndim)
+    return (x.astype(jnp.float32) - mean) * rstd
 
 
 def _scaled(normalized, scale, bias):

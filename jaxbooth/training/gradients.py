@@ -179,7 +179,7 @@ def _whole(
 ) -> Array:  # fmt: skip
     """A weight as its layer multiplies with it, made of this device's part; backward: the part of the sum over rows."""
     axis, kind = axes[name], value.dtype
-    crosses = any(mesh.shape[rows] > 1 for rows in ROWS)
+    crosses = any(mesh.shape[rows] > 1 for rows in ROWS)  # one device sums nothing, and rounds nothing
     summed = reduce_dtype if reduce_dtype is not None and crosses else kind
 
     def make(part: Array) -> Array:
