@@ -42,7 +42,7 @@ def _verdict(found: StepPlan) -> str:
     return (
         f"{size}: {need(found)} ({parts}); "
         f"{si(found.flops)}FLOP, {moved(found)}{bound}; "
-        f"collectives: {exchanged(found.collectives)} ({seconds})"
+        f"collectives: {exchanged(found)} ({seconds})"
     )
 
 

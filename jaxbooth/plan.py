@@ -12,12 +12,13 @@ from jaxbooth.plan_recipe import step_recipe
 from jaxbooth.planning.chips import chip_of
 from jaxbooth.planning.effort import OPTIONS, Effort
 from jaxbooth.planning.largest import largest_that_fits, sizes_to_try
+from jaxbooth.planning.links import slice_shape
 from jaxbooth.planning.machine import this_machine
 from jaxbooth.planning.plan import StepPlan, plan_step
 from jaxbooth.planning.quick import QuickPlan, abstract_mesh, quick_plan
 from jaxbooth.planning.step import StepRecipe
 from jaxbooth.planning.text import need
-from jaxbooth.planning.topology import count_devices, without_a_tpu
+from jaxbooth.planning.topology import count_devices, parse_topology, without_a_tpu
 from jaxbooth.prepare import Problems
 from jaxbooth.sharding import check_rows, make_mesh
 
@@ -51,6 +52,7 @@ class Place:
     mesh: Mesh | AbstractMesh
     device_kind: str
     memory_bytes: int | None  # None: as the compiler says
+    slice_shape: tuple[int, ...] | None = None  # None: no slice, or several
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,13 @@ def _place(name: str | None, config: Config | None, recipe: StepRecipe | None, w
         without_a_tpu()
         chip, devices = count_devices(name)
         mesh = None if config is None else _laid_out(name, lambda: abstract_mesh(config.mesh, chip, devices))
-        place = Place(name, mesh, chip.kinds[0], memory or chip.memory_bytes)
+        slices, _, shape = parse_topology(name)
+        place = Place(name, mesh, chip.kinds[0], memory or chip.memory_bytes, shape if slices == 1 else None)
     else:
         machine = this_machine(name, wishes.memory_gib)
         devices = list(machine.devices)
         mesh = None if config is None else _laid_out(machine.name, lambda: make_mesh(config.mesh, devices))
-        place = Place(machine.name, mesh, devices[0].device_kind, machine.memory_bytes)
+        place = Place(machine.name, mesh, devices[0].device_kind, machine.memory_bytes, slice_shape(devices))
     if recipe is not None:
         _laid_out(place.name, lambda: check_rows(mesh, 1, recipe.rows, recipe.accumulation))
     return place
@@ -183,7 +186,7 @@ def _plan(place: Place, config: Config, recipe: StepRecipe, wishes: Wishes, tell
 def _count(place: Place, recipe: StepRecipe) -> QuickPlan:
     chip = chip_of(place.device_kind)
     available = place.memory_bytes or (chip.memory_bytes if chip else None)
-    return quick_plan(recipe, 1, place.mesh, place.device_kind, available)
+    return quick_plan(recipe, 1, place.mesh, place.device_kind, available, place.slice_shape)
 
 
 def _compile(place: Place, recipe: StepRecipe, wishes: Wishes, tell: Callable) -> StepPlan:

@@ -87,7 +87,7 @@ def _work(plan: RunPlan) -> list[str]:
     lines = [
         f"  work: {si(step.flops)}FLOP, {si(plan.counted.model_flops)}FLOP of them the model's own; "
         f"{moved(step)}{quick}",
-        f"  collectives: {exchanged(step.collectives)}",
+        f"  collectives: {exchanged(step)}",
     ]
     if step.least_seconds is None:
         return [*lines, f"  bound: unknown, there are no published peaks of {step.device_kind} here"]
@@ -156,6 +156,7 @@ def as_json(plan: RunPlan) -> dict[str, Any]:
         "bound_by": step.bound_by,
         "collectives": None if step.collectives is None
         else {kind: {"count": one.count, "bytes": one.bytes} for kind, one in step.collectives.items()},
+        "exchange_seconds": step.exchange_seconds,
         "method": step.answered_by,
         "estimates": ["temporaries_bytes", "needed_bytes", "bytes_accessed", "roofline_seconds"] if quick else [],
         "effort": None if quick else plan.wishes.effort,
@@ -163,7 +164,10 @@ def as_json(plan: RunPlan) -> dict[str, Any]:
         "chips": plan.chips,
         "device_kind": step.device_kind,
         "peaks": None if chip is None
-        else {"flops": chip.flops, "bytes_per_second": chip.bandwidth, "source": chip.source},
+        else {
+            "flops": chip.flops, "bytes_per_second": chip.bandwidth, "link_bytes_per_second": chip.link,
+            "source": chip.source,
+        },
         "mesh": step.mesh,
         "rows": plan.recipe.rows,
         "batch_size": plan.config.train.batch_size,

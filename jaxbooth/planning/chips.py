@@ -20,6 +20,8 @@ class Chip:
         bandwidth: Peak of bytes a second to and from the device's memory.
         source: Where flops and bandwidth of the whole chip are published.
         devices: How many of them are one chip as it is sold.
+        link: Peak of bytes a second that the whole chip sends over one of its links to neighbouring chips; None where
+            the table does not say.
     """
 
     name: str
@@ -29,22 +31,29 @@ class Chip:
     bandwidth: float
     source: str
     devices: int = 1
+    link: float | None = None
 
 
-def _of(name: str, kinds: str, memory_gib: float, tera: float, giga: float, source: str, devices: int = 1) -> Chip:
+def _of(
+    name: str, kinds: str, memory_gib: float, tera: float, giga: float, source: str, devices: int = 1,
+    link: float | None = None,
+) -> Chip:  # fmt: skip
     flops, bandwidth = tera * 1e12 / devices, giga * 1e9 / devices
-    return Chip(name, tuple(kinds.split(" | ")), int(memory_gib * GIB), flops, bandwidth, source, devices)
+    link = None if link is None else link * 1e9
+    return Chip(name, tuple(kinds.split(" | ")), int(memory_gib * GIB), flops, bandwidth, source, devices, link)
 
 
+# Links: half of the published bandwidth "both ways of all links of a chip", by their number (4 in a torus of two
+# dimensions, 6 in one of three); of v3 and v4 as in Jouppi et al. 2023, arXiv 2304.01433, table 4.
 TPUS = {
     chip.name: chip
     for chip in (
-        _of("v3", "TPU v3", 15.48, 123, 900, GOOGLE + "v3", devices=2),
-        _of("v4", "TPU v4", 30.75, 275, 1200, GOOGLE + "v4"),
-        _of("v5e", "TPU v5 lite | TPU v5e", 15.75, 197, 819, GOOGLE + "v5e"),
-        _of("v5p", "TPU v5 | TPU v5p", 95.74, 459, 2765, GOOGLE + "v5p"),
-        _of("v6e", "TPU v6 lite | TPU v6e", 31.25, 918, 1638, GOOGLE + "v6e"),
-        _of("tpu7x", "TPU7x", 94.75, 2307, 7380, GOOGLE + "tpu7x", devices=2),
+        _of("v3", "TPU v3", 15.48, 123, 900, GOOGLE + "v3", devices=2, link=70),
+        _of("v4", "TPU v4", 30.75, 275, 1200, GOOGLE + "v4", link=50),
+        _of("v5e", "TPU v5 lite | TPU v5e", 15.75, 197, 819, GOOGLE + "v5e", link=50),
+        _of("v5p", "TPU v5 | TPU v5p", 95.74, 459, 2765, GOOGLE + "v5p", link=100),
+        _of("v6e", "TPU v6 lite | TPU v6e", 31.25, 918, 1638, GOOGLE + "v6e", link=100),
+        _of("tpu7x", "TPU7x", 94.75, 2307, 7380, GOOGLE + "tpu7x", devices=2, link=100),
     )
 }
 GPUS = (

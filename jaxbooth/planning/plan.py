@@ -19,6 +19,7 @@ from jaxbooth.planning.chips import chip_of
 from jaxbooth.planning.count import silent_kernels_flops_of
 from jaxbooth.planning.hbm import hbm_traffic
 from jaxbooth.planning.hlo import Collective, Program
+from jaxbooth.planning.links import exchange_seconds, slice_shape
 from jaxbooth.planning.step import StepRecipe, trace_step
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -68,6 +69,7 @@ class StepPlan:
             unless they are fetched for each of them.
         compile_seconds: Time that the compiler took here.
         answered_by: Whether the compiler was asked, or the program was only traced and counted.
+        slice_shape: Chips along each axis of the slice's network; None of other devices, and of several slices.
     """
 
     subjects: int
@@ -86,10 +88,11 @@ class StepPlan:
     base_bytes_moved: int | None = None
     compile_seconds: float | None = None
     answered_by: Literal["compiler", "quick"] = "compiler"
+    slice_shape: tuple[int, ...] | None = None
 
     @property
     def least_seconds(self) -> float | None:
-        """Roofline: products at the chip's peak, or HBM's traffic at full bandwidth, whichever takes longer.
+        """Roofline: products, HBM's traffic or what devices exchange, at the chip's peaks, whichever takes longest.
 
         None for devices whose peaks are not in the table.
         """
@@ -98,16 +101,25 @@ class StepPlan:
 
     @property
     def bound_by(self) -> str | None:
-        """Which of the two takes longer: `flops` or `bytes`."""
+        """Which takes longest: `flops`, `bytes` or `collectives`."""
         times = self._times()
         return max(times, key=times.get) if times else None
+
+    @property
+    def exchange_seconds(self) -> float | None:
+        """That the links between chips need at the least (planning/links.py); None where they are not known."""
+        chip = chip_of(self.device_kind)
+        if chip is None or self.collectives is None or self.slice_shape is None:
+            return None
+        return exchange_seconds(self.collectives, self.mesh, chip, self.slice_shape)
 
     def _times(self) -> dict[str, float]:
         chip = chip_of(self.device_kind)
         moved = self.bytes_accessed if self.hbm_traffic_bytes is None else self.hbm_traffic_bytes
         if chip is None or self.flops is None or moved is None:
             return {}
-        return {"flops": self.flops / chip.flops, "bytes": moved / chip.bandwidth}
+        times = {"flops": self.flops / chip.flops, "bytes": moved / chip.bandwidth}
+        return times | ({"collectives": exchange} if (exchange := self.exchange_seconds) is not None else {})
 
 
 def plan_step(
@@ -137,7 +149,10 @@ def plan_step(
     lowered = traced.lower()
     chip = chip_of(kind)
     available = memory_bytes if memory_bytes is not None else chip.memory_bytes if chip else None
-    facts = {"subjects": subjects, "devices": mesh.size, "mesh": dict(mesh.shape), "device_kind": kind}
+    facts = {
+        "subjects": subjects, "devices": mesh.size, "mesh": dict(mesh.shape), "device_kind": kind,
+        "slice_shape": slice_shape(mesh.devices.flat),
+    }  # fmt: skip
     began = time.monotonic()
     try:
         compiled = lowered.compile(compiler_options=compiler_options)

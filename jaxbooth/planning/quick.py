@@ -45,8 +45,9 @@ def abstract_mesh(config: MeshConfig, chip: Chip, devices: int) -> AbstractMesh:
 
 
 def quick_plan(
-    recipe: StepRecipe, subjects: int, mesh: Mesh | AbstractMesh, device_kind: str, available_bytes: int | None
-) -> QuickPlan:
+    recipe: StepRecipe, subjects: int, mesh: Mesh | AbstractMesh, device_kind: str, available_bytes: int | None,
+    slice_shape: tuple[int, ...] | None = None,
+) -> QuickPlan:  # fmt: skip
     """Traces the step and counts.
 
     Args:
@@ -55,6 +56,7 @@ def quick_plan(
         mesh: Its devices need not be there.
         device_kind: What JAX calls them.
         available_bytes: What a step may take of each.
+        slice_shape: Chips along each axis of the slice's network, if they are one slice.
 
     Raises:
         MeshError: Subjects or rows do not divide over the mesh.
@@ -77,6 +79,7 @@ def quick_plan(
         bytes_accessed=traffic.bytes + 2 * state + 2 * sizes["adapter"],
         collectives=collectives_of(jaxpr),
         answered_by="quick",
+        slice_shape=slice_shape,
     )  # fmt: skip
     return QuickPlan(plan, sizes, flops - recomputed_flops_of(jaxpr) / mesh.size)
 

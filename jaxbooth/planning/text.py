@@ -1,10 +1,8 @@
 """Figures of plans in words: what plans of runs and of fleets say alike."""
 
 import math
-from collections.abc import Mapping
 
 from jaxbooth.planning.chips import chip_of
-from jaxbooth.planning.hlo import Collective
 from jaxbooth.planning.plan import StepPlan
 
 GIB = 2**30
@@ -38,9 +36,11 @@ def need(plan: StepPlan) -> str:
     return f"{'fits' if plan.fits else 'does not fit'}, {needed}{room}"
 
 
-def exchanged(collectives: Mapping[str, Collective]) -> str:
-    """`20.1 MB in 3 all-reduce`."""
-    return ", ".join(f"{si(one.bytes)}B in {one.count} {kind}" for kind, one in collectives.items()) or "none"
+def exchanged(plan: StepPlan) -> str:
+    """`20.1 MB in 3 all-reduce; at least 0.000151 s`."""
+    each = [f"{si(one.bytes)}B in {one.count} {kind}" for kind, one in plan.collectives.items()]
+    seconds = plan.exchange_seconds
+    return (", ".join(each) or "none") + (f"; at least {seconds:.3g} s" if seconds else "")
 
 
 def moved(plan: StepPlan) -> str:

@@ -68,14 +68,15 @@ if __name__ == "__main__":
     sys.path.insert(0, folder)
     began = time.perf_counter()
     compiled = lowered_step(describe_topology(topology)).compile(compiler_options=OPTIONS[effort])
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost, program = compiled.memory_analysis(), compiled.cost_analysis(), Program(compiled.as_text())
     print(
         json.dumps(
             {
                 "topology": topology, "effort": effort, "arguments_bytes": memory.argument_size_in_bytes,
                 "temporaries_bytes": memory.temp_size_in_bytes, "flops": cost["flops"],
                 "bytes_accessed": cost["bytes accessed"],
-                "hbm_traffic_bytes": hbm_traffic(Program(compiled.as_text())), "seconds": time.perf_counter() - began,
+                "hbm_traffic_bytes": hbm_traffic(program), "seconds": time.perf_counter() - began,
+                "collectives": {kind: vars(found) for kind, found in program.collectives().items()},
             }
         )
     )  # fmt: skip

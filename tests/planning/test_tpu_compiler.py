@@ -19,6 +19,7 @@ from small_recipe import small_recipe
 from jaxbooth.methods import DreamBooth
 from jaxbooth.planning.chips import chip_of
 from jaxbooth.planning.count import flops_of
+from jaxbooth.planning.links import slice_shape
 from jaxbooth.planning.machine import this_machine
 from jaxbooth.planning.topology import EXAMPLES, describe_topology, parse_topology
 from jaxbooth.planning.traffic import traffic_of
@@ -37,6 +38,8 @@ def test_every_example_has_the_devices_of_the_slice(name):
     devices = describe_topology(name)
     assert len(devices) == COUNTS[name] and chip_of(devices[0].device_kind).name == parse_topology(name)[1]
     assert len({device.process_index for device in devices}) == HOSTS.get(name, 1)
+    slices, _, shape = parse_topology(name)
+    assert slice_shape(devices) == ((*shape, 1)[:3] if slices == 1 else None)
 
 
 def test_a_pack_too_large_is_refused_with_numbers():
