@@ -52,7 +52,7 @@ class Place:
     mesh: Mesh | AbstractMesh
     device_kind: str
     memory_bytes: int | None  # None: as the compiler says
-    slice_shape: tuple[int, ...] | None = None  # None: no slice, or several
+    slice_shape: tuple[int, ...] | None  # None: no slice, or several
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ def _of(
     return Chip(name, tuple(kinds.split(" | ")), int(memory_gib * GIB), flops, bandwidth, source, devices, link)
 
 
-# Links: half of the published bandwidth "both ways of all links of a chip", by their number (4 in a torus of two
-# dimensions, 6 in one of three); of v3 and v4 as in Jouppi et al. 2023, arXiv 2304.01433, table 4.
+# Links: half of a chip's bidirectional ICI bandwidth as published, by their number (4 in a torus of two dimensions, 6
+# in one of three); of v3 and v4, whose pages do not give it, as in Jouppi et al. 2023 (arXiv 2304.01433).
 TPUS = {
     chip.name: chip
     for chip in (

@@ -14,10 +14,8 @@ SENT = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
 def slice_shape(devices: Iterable[jax.Device]) -> tuple[int, ...] | None:
     """Chips along each axis of a slice's network; None if they are of no slice, or of several."""
     devices = list(devices)
-    if (
-        any(device.platform != "tpu" for device in devices)
-        or len({getattr(one, "slice_index", 0) for one in devices}) > 1
-    ):
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if len(slices) > 1 or any(device.platform != "tpu" for device in devices):
         return None
     return tuple(max(along) - min(along) + 1 for along in zip(*(one.coords for one in devices), strict=True))
 
