@@ -3,7 +3,7 @@
 import json
 import os
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
@@ -68,7 +68,8 @@ class Figure(BaseModel, frozen=True):
         model_flops: Of one step, counted (planning/count.py), without what `remat` computes again.
         loss: Of the last step: that it is finite says that numbers were computed.
         step_seconds: Where `seconds` are the training loop's: of its jitted step alone, in turns with it.
-        bare_seconds: Likewise, of forward, backward and update as anyone would write them.
+        bare_seconds: Of forward, backward and update as anyone would write them, before and after each block of the
+            jitted step and of the loop: one, step, one, loop, one, ...
         problem: Why there are no figures.
     """
 
@@ -82,6 +83,28 @@ class Figure(BaseModel, frozen=True):
     step_seconds: tuple[float, ...] = ()
     bare_seconds: tuple[float, ...] = ()
     problem: str | None = None
+
+
+class Overhead(NamedTuple):
+    """How much longer one takes than another, as a share of the other: the median over pairs of neighbours in time.
+
+    Attributes:
+        low, high: The median's 95 % interval, by the binomial distribution of its rank: whatever the noise is like.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ratios: np.ndarray) -> "Overhead":
+        """Of the ratios of all pairs; of fewer than six the interval is their range."""
+        ordered, pairs = np.sort(ratios) - 1, len(ratios)
+        rank = max(int((pairs - 1.96 * pairs**0.5) / 2), 0)
+        return cls(float(np.median(ordered)), float(ordered[rank]), float(ordered[pairs - 1 - rank]))
+
+    def __str__(self) -> str:
+        return f"{self.median:+.1%} ({self.low:+.1%} to {self.high:+.1%})"
 
 
 class Row(BaseModel):
@@ -107,13 +130,14 @@ class Row(BaseModel):
         return theirs.median / ours.median
 
     @property
-    def overhead(self) -> tuple[float, float] | None:
-        """Of the loop over a bare step, and of its jitted step over a bare one; medians over neighbours in time."""
+    def overhead(self) -> "tuple[Overhead, Overhead] | None":
+        """Of the loop over a bare step, and of its jitted step over a bare one."""
         loop = next((one for one in self.figures if one.bare_seconds), None)
         if loop is None:
             return None
         bare = np.asarray(loop.bare_seconds)
-        return tuple(float(np.median(np.asarray(one) / bare)) - 1 for one in (loop.seconds, loop.step_seconds))
+        beside = (bare[:-1] + bare[1:]) / 2
+        return Overhead.of(loop.seconds / beside[1::2]), Overhead.of(loop.step_seconds / beside[::2])
 
     def as_json(self) -> dict[str, Any]:
         """Every number, and what follows from them."""
@@ -123,7 +147,8 @@ class Row(BaseModel):
                 found[program] = summary.as_json()
         found |= {"ratio": self.ratio} if self.ratio is not None else {}
         if self.overhead is not None:
-            found |= dict(zip(("loop_overhead", "step_overhead"), self.overhead, strict=True))
+            loop, step = self.overhead
+            found |= {"loop_overhead": loop._asdict(), "step_overhead": step._asdict()}
         return found
 
 

@@ -71,7 +71,11 @@ def measure_loop(case: Case, compiler_options: dict[str, Any] | None = None) -> 
 
 
 class _Turns:
-    """The loop's step; before each block of it the others have a block of theirs, whose time is not the loop's."""
+    """The loop's step; between its blocks the others have theirs, whose time is not the loop's.
+
+    In the order bare, step, bare, loop, bare, step, ...: each block of the loop and of its step lies between two of
+    the bare one, so that a machine which grows slower or faster meanwhile is no difference between them.
+    """
 
     def __init__(self, step: Callable, others: dict[str, Take], last: int):
         self._step, self._others, self._last, self._calls = step, others, last, count()
@@ -85,9 +89,8 @@ class _Turns:
             # The loop has written its metrics, for which it waited for the device.
             if number > BLOCK:
                 self.taken["loop"].append((time.perf_counter() - self._began) / BLOCK)
-            if number + 1 < self._last:
-                for name, take in self._others.items():
-                    self.taken[name].append(_seconds(take))
+            for name in ("bare", "step", "bare") if number + 1 < self._last else ("bare",):
+                self.taken[name].append(_seconds(self._others[name]))
             self._began = time.perf_counter()
         return self._step(state, batch)
 

@@ -44,7 +44,7 @@ def _lines(row: Row) -> list[tuple[str, ...]]:
 def _beside(row: Row, program: Program) -> str:
     """What a program is compared with."""
     if program == "loop" and row.overhead is not None:
-        return "{:+.1%} over a bare step ({:+.1%} its program)".format(*row.overhead)
+        return "{} over a bare step, its program {}".format(*row.overhead)
     return f"{row.ratio:.2f}" if program == "jaxbooth" and row.ratio is not None else ""
 
 

@@ -8,10 +8,11 @@ import sys
 
 import compiler
 import jax
+import numpy as np
 import pytest
 
 from jaxbooth.bench import OUT_OF_MEMORY, loop, ours, turns
-from jaxbooth.bench.case import Case, Figure, Row, family_of, reference_problem
+from jaxbooth.bench.case import Case, Figure, Overhead, Row, family_of, reference_problem
 from jaxbooth.bench.table import report, table
 from jaxbooth.errors import ConfigError
 from jaxbooth.families import tiny_files
@@ -102,9 +103,19 @@ def test_figures_are_medians_over_all_processes_and_what_follows_from_them():
 
 
 def test_the_loop_is_compared_with_its_neighbours_in_time():
-    beside = {"bare_seconds": (1.0, 10.0, 2.0), "step_seconds": (1.0, 10.0, 2.0)}
-    row = Row(case=tiny("sd15"), figures=[figure("loop", (1.02, 10.1, 2.1), **beside)])
-    assert row.overhead == pytest.approx((0.02, 0.0))
+    # One bare, step, one, loop, one, ...: the machine's speed changes all the time.
+    beside = {"bare_seconds": (1, 1, 3, 8, 12, 2, 2), "step_seconds": (1.0, 5.5, 7.0)}
+    row = Row(case=tiny("sd15"), figures=[figure("loop", (2.04, 10.1, 2.1), **beside)])
+    loop, step = row.overhead
+    assert loop == pytest.approx((0.02, 0.01, 0.05)) and step == pytest.approx((0.0, 0.0, 0.0))
+    assert "+2.0% (+1.0% to +5.0%) over a bare step, its program +0.0%" in table([row])
+    assert row.as_json()["loop_overhead"]["high"] == loop.high
+
+
+def test_the_interval_of_an_overhead_holds_the_median_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    found = [Overhead.of(1.01 + 0.1 * rng.standard_t(2, size=40)) for _ in range(1000)]
+    assert 0.93 < np.mean([one.low <= 0.01 <= one.high for one in found]) < 0.98
 
 
 def test_what_finds_no_room_is_a_row_that_says_so_and_is_not_tried_again(capsys):
@@ -185,9 +196,9 @@ def test_our_step_is_built_from_sizes_alone_and_counted(tmp_path):
     assert found.model_flops == ours.model_flops(without) > 0  # what is computed again is no work of the model's
 
 
-def test_the_loop_and_what_it_is_compared_with_take_as_many_blocks(tmp_path):
+def test_each_block_of_the_loop_and_of_its_step_lies_between_two_bare_ones(tmp_path):
     found = loop.measure_loop(tiny(write_sizes(tmp_path), "lora", steps=20), compiler.options())
-    assert len(found.seconds) == len(found.step_seconds) == len(found.bare_seconds) == 2
+    assert len(found.seconds) == len(found.step_seconds) == 2 and len(found.bare_seconds) == 5
     assert all(second > 0 for second in found.seconds)
 
 
@@ -213,8 +224,8 @@ def test_the_command_measures_both_and_writes_what_it_found(tmp_path):
 @pytest.mark.slow
 def test_the_loop_costs_at_most_three_percent_over_a_bare_jitted_step():
     case = Case(
-        base="pocket", method="dreambooth", batch=4, resolution=64, dtype="float32", remat="none", steps=100, warmup=1
+        base="pocket", method="dreambooth", batch=4, resolution=64, dtype="float32", remat="none", steps=400, warmup=1
     )
     row = Row(case=case, figures=[turns.in_own_process(case, "loop")])
-    print("loop {:+.1%}, its program {:+.1%} over a bare step".format(*row.overhead))
-    assert row.overhead[0] <= 0.03
+    print("loop {}, its program {} over a bare step".format(*row.overhead))
+    assert row.overhead[0].median <= 0.03
