@@ -91,13 +91,17 @@ class ProgressLine:
         if not self.enabled:
             return
         now = time.monotonic()
-        speed = (step - self.start) / max(now - self.began, 1e-9)
-        note = f"loss {loss:.4f}  {speed:.2f} it/s" if loss is not None else f"{speed:.2f} it/s"
+        if step == self.start + 1:
+            self.began = now  # the first step compiles and tells nothing of the others
+        said = [f"loss {loss:.4f}"] if loss is not None else []
+        speed = (step - self.start - 1) / max(now - self.began, 1e-9)
+        said += [f"{speed:.2f} it/s"] if speed else []
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, note=note)
+            self.bar.update(self.task, completed=step, note="  ".join(said))
         elif now - self.said >= PLAIN_SECONDS or step == self.steps:
             self.said = now
-            print(f"step {step}/{self.steps}  {note}  {(self.steps - step) / max(speed, 1e-9):.0f} s left", flush=True)
+            said += [f"{(self.steps - step) / speed:.0f} s left"] if speed else []
+            print("  ".join([f"step {step}/{self.steps}", *said]), flush=True)
 
     def close(self) -> None:
         """Gives the terminal back."""
