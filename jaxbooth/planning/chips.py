@@ -44,7 +44,7 @@ def _of(
 
 
 # Links: half of a chip's bidirectional ICI bandwidth as published, by their number (4 in a torus of two dimensions, 6
-# in one of three); of v3 and v4, whose pages do not give it, as in Jouppi et al. 2023 (arXiv 2304.01433).
+# in one of three); of v3 and v4, whose pages do not give it, as in Jouppi et al. 2023 (arXiv 2304.01433, Table 4).
 TPUS = {
     chip.name: chip
     for chip in (
