@@ -135,6 +135,7 @@ def test_after_kill_9_on_eight_devices_one_device_goes_on_with_the_same_state(ru
     assert error <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_may_sum_its_gradients_in_bfloat16(run):
     straight, rounded = run.parent / "straight", "train.reduce_dtype=bfloat16"
     call(run.parent, "train", "toy.yaml", f"run_dir={run.name}", "mesh.data=2", "mesh.fsdp=4", rounded, devices=8)
