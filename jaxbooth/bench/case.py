@@ -98,7 +98,7 @@ class Overhead(NamedTuple):
 
     @classmethod
     def of(cls, ratios: np.ndarray) -> "Overhead":
-        """Of the ratios of all pairs; of fewer than six the interval is their range."""
+        """Of the ratios of all pairs; of fewer than eight the interval is their range."""
         ordered, pairs = np.sort(ratios) - 1, len(ratios)
         rank = max(int((pairs - 1.96 * pairs**0.5) / 2), 0)
         return cls(float(np.median(ordered)), float(ordered[rank]), float(ordered[pairs - 1 - rank]))
