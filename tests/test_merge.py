@@ -139,7 +139,6 @@ def test_merged_pipeline_opens_again_with_both_words(customs, tmp_path):
     np.testing.assert_allclose(again.encode_prompts(prompts), model.encode_prompts(prompts), atol=1e-5)
 
 
-@pytest.mark.slow
 def test_perfusion_concepts_are_gated_in_one_model_that_draws_again(run_of, tmp_path):
     """Each concept's own prompt is answered as in its own run, up to what the other's direction takes."""
     options = {"covariance_captions": 200}
